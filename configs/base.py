@@ -1,0 +1,92 @@
+"""Every key there is, with its default. Other configs change what they need; `--config.rollout.samples=16` overrides."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults of all jobs."""
+    c = ConfigDict()
+    c.seed = 0
+    c.stages = ()  # overrides of the keys below, one dict a stage: dict(name=..., steps=..., temperature=...)
+
+    c.model = ConfigDict()
+    c.model.path = ""  # Hugging Face directory or hub name, or a directory made by experiments/import_hf.py
+    c.model.preset = ""  # random weights of this shape (models/presets.py) where `path` is empty
+    c.model.dtype = "bfloat16"  # compute dtype: bfloat16, float16 or float32
+    c.model.remat = "full"  # none, dots or full: what the backward pass recomputes
+
+    c.data = ConfigDict()
+    c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
+    c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
+    c.data.max_prompt_tokens = 1024  # longer prompts are dropped and counted
+
+    c.rollout = ConfigDict()
+    c.rollout.prompts = 128  # per step
+    c.rollout.samples = 8  # per prompt
+    c.rollout.temperature = 1.0
+    c.rollout.top_p = 1.0
+    c.rollout.top_k = 0  # 0: off
+    c.rollout.max_response_tokens = 4096
+    c.rollout.slots = 256  # sequences decoded at once
+    c.rollout.page_size = 64  # tokens
+    c.rollout.cache_dtype = ""  # "": the model's dtype
+    c.rollout.cache_gib = 0.0  # page pool in GiB a device; 0: enough for every slot's longest sequence
+    c.rollout.tokens_per_call = 32  # decoded on the device between two looks by the host
+
+    c.algorithm = ConfigDict()
+    c.algorithm.loss = "grpo"  # a name of rl/losses.py
+    c.algorithm.advantage = "group"  # a name of rl/advantages.py
+    c.algorithm.aggregation = "token"  # token: mean over all response tokens; sequence: mean of means; constant
+    c.algorithm.clip = (0.2, 0.28)  # below, above (DAPO, arXiv 2503.14476)
+    c.algorithm.dual_clip = 0.0  # upper bound on the ratio where the advantage is negative; 0: off
+
+    c.update = ConfigDict()
+    c.update.row_lengths = (1024, 4096)  # packed rows have one of these lengths
+    c.update.rows = 8  # rows in one forward and backward pass
+    c.update.minibatches = 1  # optimizer updates per batch of rollouts
+    c.update.epochs = 1
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 1e-6
+    c.optimizer.schedule = "constant"  # constant, or cosine to a tenth
+    c.optimizer.warmup_steps = 0
+    c.optimizer.betas = (0.9, 0.999)
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.clip_norm = 1.0
+
+    c.mesh = ConfigDict()
+    c.mesh.data = 1
+    c.mesh.fsdp = -1  # -1: all devices that are left
+    c.mesh.tensor = 1
+    c.mesh.context = 1
+
+    c.reward = ConfigDict()
+    c.reward.workers = 4
+    c.reward.timeout_s = 2.0
+    c.reward.memory_gib = 2.0  # of address space a worker
+    c.reward.require_think = True  # only text after the last </think> counts
+
+    c.training = ConfigDict()
+    c.training.steps = 100
+    c.training.checkpoint_every = 10  # steps
+    c.training.keep = 2  # newest checkpoints
+    c.training.evaluate_every = 0  # steps; 0: never
+    c.training.log_samples = 2  # responses written to samples.jsonl each step
+
+    c.sft = ConfigDict()
+    c.sft.data = ""  # jsonl, parquet or hub dataset with `messages`; "arithmetic" for the demo's traces
+    c.sft.steps = 1000
+    c.sft.batch_tokens = 65_536  # per optimizer update
+    c.sft.learning_rate = 1e-5
+    c.sft.schedule = "cosine"
+    c.sft.warmup_steps = 50
+
+    c.evaluation = ConfigDict()
+    c.evaluation.benchmarks = ("aime24", "aime25", "amc23", "minerva", "olympiad")  # or "arithmetic"
+    c.evaluation.samples = 4
+    c.evaluation.temperature = 1.0
+    c.evaluation.top_p = 1.0
+    c.evaluation.top_k = 0
+    c.evaluation.max_response_tokens = 4096
+    c.evaluation.max_problems = 0  # 0: all
+    return c

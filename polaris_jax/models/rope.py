@@ -1,0 +1,51 @@
+"""Rotary position embeddings (arXiv 2104.09864) and YaRN (arXiv 2309.00071), angles in float32."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from polaris_jax.models.presets import ModelConfig, Yarn
+
+
+def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+    """Rotation speeds float32 [d / 2] in radians per position, and the factor on cos and sin."""
+    half = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    frequencies = (1.0 / np.float32(config.rope_theta) ** half).astype(np.float32)
+    if config.yarn is None:
+        return frequencies, 1.0
+    return _yarn_frequencies(frequencies, config.rope_theta, config.head_dim, config.yarn)
+
+
+def _yarn_frequencies(frequencies: np.ndarray, theta: float, head_dim: int, yarn: Yarn) -> tuple[np.ndarray, float]:
+    """Fast rotations are kept, slow ones divided by the factor, with a linear ramp in between (YaRN, section 3.2)."""
+
+    def dimension(rotations: float) -> float:
+        context = yarn.original_max_position_embeddings
+        return head_dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension(yarn.beta_fast)), 0)
+    high = min(math.ceil(dimension(yarn.beta_slow)), head_dim - 1)
+    width = high - low if high > low else 0.001  # avoids the division by zero
+    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / width, 0, 1)
+    scaled = frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
+    attention_factor = yarn.attention_factor
+    if attention_factor is None:  # section 3.4: equivalent to a temperature on the attention logits
+        attention_factor = 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
+    return scaled.astype(np.float32), attention_factor
+
+
+def rope_tables(positions_BT: jnp.ndarray, config: ModelConfig) -> tuple[jnp.ndarray, jnp.ndarray]:
+    """cos and sin, float32 [B, T, 1, d / 2], for int32 positions [B, T]."""
+    frequencies, scale = inverse_frequencies(config)
+    angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def apply_rope(x_BTHd: jnp.ndarray, cos: jnp.ndarray, sin: jnp.ndarray) -> jnp.ndarray:
+    """Rotates the pairs (i, i + d / 2) of each head; computed in float32, returned in x's dtype."""
+    first, second = jnp.split(x_BTHd.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHd.dtype)

@@ -1,0 +1,135 @@
+"""The Qwen3 / Qwen2 decoder: one module for the sampler and the trainer; only the attention function differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from polaris_jax.models.layers import Linear, RMSNorm
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.rope import apply_rope, rope_tables
+from polaris_jax.ops.attention import packed_attention
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; norms q and k per head when the config says so."""
+
+    config: ModelConfig
+    attend: Callable
+
+    @nn.compact
+    def __call__(self, x_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer):
+        c = self.config
+        heads, kv_heads, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        B, T, _ = x_BTD.shape
+        q_BTHd = Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q")(x_BTD).reshape(B, T, heads, d)
+        k_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k")(x_BTD).reshape(B, T, kv_heads, d)
+        v_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v")(x_BTD).reshape(B, T, kv_heads, d)
+        if c.qk_norm:
+            q_BTHd = RMSNorm(c.rms_norm_eps, c.dtype, name="q_norm")(q_BTHd)
+            k_BTKd = RMSNorm(c.rms_norm_eps, c.dtype, name="k_norm")(k_BTKd)
+        q_BTHd, k_BTKd = apply_rope(q_BTHd, cos, sin), apply_rope(k_BTKd, cos, sin)
+        out_BTHd, cache = self.attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer)
+        out = Linear(c.hidden_size, ("heads", "embed"), c.dtype, name="o")(out_BTHd.reshape(B, T, heads * d))
+        return out, cache
+
+
+class Mlp(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        c = self.config
+        gate_BTF = Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="gate")(x_BTD)
+        up_BTF = Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="up")(x_BTD)
+        return Linear(c.hidden_size, ("mlp", "embed"), c.dtype, name="down")(nn.silu(gate_BTF) * up_BTF)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and mlp. The carry is (x, cache); `layer` is the scanned layer index."""
+
+    config: ModelConfig
+    attend: Callable
+
+    @nn.compact
+    def __call__(self, carry, layer, cos, sin, positions_BT, segment_ids_BT):
+        c = self.config
+        x_BTD, cache = carry
+        normed_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="attention_norm")(x_BTD)
+        out_BTD, cache = Attention(c, self.attend, name="attention")(
+            normed_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer
+        )
+        x_BTD = x_BTD + out_BTD
+        x_BTD = x_BTD + Mlp(c, name="mlp")(RMSNorm(c.rms_norm_eps, c.dtype, name="mlp_norm")(x_BTD))
+        return (nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed")), cache), None
+
+
+class Transformer(nn.Module):
+    """Tokens to final hidden states; `unembed` turns those into logits.
+
+    attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer) -> (out_BTHd, cache) is the attention:
+    `ops.attention.packed_attention` for whole sequences (cache is None), a cached one in the rollout engine. `cache`
+    is any pytree of arrays that carries its own leading layer axis.
+
+    __call__: tokens, positions, segment_ids int32 [B, T] (segment 0 is padding; tokens see only their own segment,
+    up to their own position) -> hidden states [B, T, D] in `config.dtype`, and the cache.
+    """
+
+    config: ModelConfig
+    attend: Callable = packed_attention
+
+    @nn.compact
+    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache: Any = None):
+        c = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        embedding_VD = self.param("embedding", init, (c.vocab_size, c.hidden_size), jnp.float32)
+        x_BTD = embedding_VD[tokens_BT].astype(c.dtype)
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed"))
+        cos, sin = rope_tables(positions_BT, c)
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_hidden_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.attend, name="layers")
+        layer_index = jnp.arange(c.num_hidden_layers)
+        (x_BTD, cache), _ = layers((x_BTD, cache), layer_index, cos, sin, positions_BT, segment_ids_BT)
+        x_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="final_norm")(x_BTD)
+        if not c.tie_word_embeddings:  # created here, used by `unembedding`
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+            self.param("unembedding", init, (c.vocab_size, c.hidden_size), jnp.float32)
+        return x_BTD, cache
+
+
+def unembedding(params: Any, config: ModelConfig) -> jax.Array:
+    """The [V, D] matrix whose rows score each vocabulary entry: the embedding itself when tied."""
+    return params["embedding" if config.tie_word_embeddings else "unembedding"]
+
+
+def unembed(hidden: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
+    """Logits float32 [..., V] of hidden states [..., D], accumulated in float32."""
+    kernel_VD = unembedding_VD.astype(hidden.dtype)
+    return jnp.einsum("...D,VD->...V", hidden, kernel_VD, preferred_element_type=jnp.float32)
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Any:
+    """Random float32 parameters, boxed with their logical axis names (`flax.linen.Partitioned`)."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return Transformer(config).init(key, tokens, tokens, tokens)["params"]

@@ -1,0 +1,27 @@
+"""The device mesh: axes data, fsdp, tensor, context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all). shape: size of each axis; one of them may be -1, "what is left".
+
+    Raises ValueError when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = shape or {}
+    sizes = [shape.get(axis, 1) for axis in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        described = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ValueError(f"mesh {described} needs {math.prod(sizes)} devices, there are {len(devices)}")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

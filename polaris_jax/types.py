@@ -1,0 +1,96 @@
+"""The records that travel between the rooms. Host data is plain Python and numpy; only `PackedBatch` goes to devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with a verifiable answer.
+
+    id: stable name of the problem, the same in every run (a hash of the question, or the dataset's own).
+    question: what the user asks, the recipe's suffix included, before the chat template.
+    answers: one or more ground truths, each of which is right.
+    source: the dataset it came from.
+    accuracy: share of correct rollouts when last measured, in [0, 1], or None.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    source: str = ""
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the rollout engine continues: the address of its randomness and the tokens.
+
+    id: the problem's id. tokens: int32 [prompt], chat template applied.
+    """
+
+    id: str
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response.
+
+    problem_id, sample: address: which problem, which of its samples (0-based).
+    prompt_tokens: int32 [prompt].
+    tokens: int32 [response], the stop token included when there was one.
+    logprobs: float32 [response], nats, of the distribution each token was sampled from (after temperature, top-k, top-p).
+    finish_reason: "stop" (a stop token was sampled) or "length" (the token limit was reached).
+    """
+
+    problem_id: str
+    sample: int
+    prompt_tokens: np.ndarray
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """All rollouts of one visit to one problem. rewards: float32 [samples], `rewards[i]` belongs to `rollouts[i]`."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+    rewards: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of rollouts with reward 1."""
+        return float(np.mean(self.rewards == 1.0))
+
+    def replace(self, **changes: Any) -> Group:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+class PackedBatch(NamedTuple):
+    """Sequences packed into rows, on the host as numpy or on devices as jax arrays; every field is [R, T].
+
+    A sequence of n tokens takes n - 1 slots: slot t reads `tokens` and predicts `targets`, the sequence's next token.
+    All per-token fields belong to the target.
+
+    tokens: int32. targets: int32. positions: int32, restarting at 0 for each sequence.
+    segment_ids: int32, 1, 2, ... within a row; 0 is padding.
+    mask: float32, 1 where the target is a token to learn from (a response token).
+    advantages: float32, the sequence's advantage on each of its learnt targets.
+    behaviour_logprobs: float32, nats: the sampler's log-prob of the target.
+    """
+
+    tokens: Any
+    targets: Any
+    positions: Any
+    segment_ids: Any
+    mask: Any
+    advantages: Any
+    behaviour_logprobs: Any

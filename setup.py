@@ -1,0 +1,51 @@
+"""polaris_jax: reinforcement learning of reasoning models in JAX, after the POLARIS recipe."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="polaris_jax",
+    version="0.1.0",
+    description="GRPO training of Qwen-style reasoning models in JAX/Flax, after the POLARIS recipe",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["polaris_jax", "polaris_jax.*", "configs"]),
+    package_data={"polaris_jax.data": ["benchmarks/*"]},
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12,<0.13",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11,<0.13",
+        "transformers>=5.0,<6",
+        "tokenizers>=0.21",
+        "safetensors>=0.5,<1",
+        "datasets>=4.0,<6",
+        "sympy>=1.13,<1.15",
+        "math-verify>=0.8,<0.10",
+        "latex2sympy2_extended>=1.10,<1.12",
+        "numpy>=2.0,<3",
+        "pandas>=2.2,<4",
+        "pyarrow>=17",
+        "tensorboard>=2.17,<3",
+        "ml-collections>=1.0,<2",
+        "absl-py>=2.1,<3",
+        "rich>=13.7,<16",
+        "matplotlib>=3.9,<4",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.9,<0.18",
+            "torch==2.13.0",
+        ],
+        "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+        "peers": ["trl>=0.20", "torch==2.13.0", "accelerate>=1.0"],
+    },
+)
