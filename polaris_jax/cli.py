@@ -1,0 +1,43 @@
+"""How every script starts: flags are parsed, a user's mistake becomes one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections.config_flags.config_flags import is_config_flag
+
+from polaris_jax.errors import UserError
+
+# What absl and config_flags raise for an unknown flag, an unknown config key, a bad value, a missing config file.
+_PARSE_ERRORS = (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError)
+
+
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Parses flags (`argv`, default `sys.argv`), calls `main([program])` and exits with what it returns (None: 0).
+
+    A `UserError` from `main`, a bad flag or a stray argument prints `error: ...` in one line on stderr and exits with
+    code 2. Any other exception keeps its traceback.
+    """
+    try:
+        app.run(main, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            if is_config_flag(flags.FLAGS[name]):
+                getattr(flags.FLAGS[name].value, "lock", None)  # where its file could not be read, this raises OSError
+    except _PARSE_ERRORS as error:
+        message = f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        raise UserError(message) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    return rest
