@@ -1,0 +1,68 @@
+r"""From a response to the text of its final box, and from a ground truth to its alternatives.
+
+Everything here is linear in the length of the text and runs in the caller's process.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+
+from polaris_jax.rewards.verdict import Reason
+
+THINK_END = "</think>"
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def final_box(response: str, *, require_think: bool = True) -> str | Reason:
+    r"""Content of the last complete `\boxed{...}` after the last `</think>`, or the reason why there is none.
+
+    Braces must balance; escaped braces do not count. Of nested boxes the innermost last one wins. With
+    `require_think=False` a response without `</think>` is read from its start (models that do not think).
+    """
+    end = response.rfind(THINK_END)
+    if end < 0 and require_think:
+        return Reason.NO_THINK_END
+    final = response[end + len(THINK_END) :] if end >= 0 else response
+    box = last_box(final)
+    return Reason.NO_BOX if box is None else box
+
+
+def last_box(text: str) -> str | None:
+    r"""Content of the complete `\boxed{...}` that starts last, or None. One pass, however the braces nest."""
+    open_braces: list[int] = []  # start of the content for a box, -1 for another brace
+    start, stop = -1, -1
+    for match in _BRACES.finditer(text):
+        token = match.group()
+        if token.startswith("\\boxed"):
+            open_braces.append(match.end())
+        elif token == "{":
+            open_braces.append(-1)
+        elif token == "}" and open_braces:
+            opened = open_braces.pop()
+            if opened > start:
+                start, stop = opened, match.start()
+    return text[start:stop] if start >= 0 else None
+
+
+def alternatives(answer: object) -> list[str]:
+    """Ground truths as text: a string, a number, or any (nested) list or array of these, each of which is right.
+
+    None and NaN are no ground truth. Zero-dimensional numpy and pandas values count as numbers.
+    """
+    if isinstance(answer, str):
+        return [answer] if answer.strip() else []
+    if isinstance(answer, bytes):
+        return alternatives(answer.decode("utf-8", errors="replace"))
+    if answer is None or getattr(answer, "ndim", None) == 0 or not isinstance(answer, Iterable):
+        return _number(answer)
+    return [text for part in answer for text in alternatives(part)]
+
+
+def _number(answer: object) -> list[str]:
+    text = str(answer)
+    try:
+        if math.isnan(float(text)):
+            return []
+    except (ValueError, OverflowError):
+        pass
+    return [] if answer is None or text in ("<NA>", "NaT") else [text]

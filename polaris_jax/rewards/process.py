@@ -1,0 +1,103 @@
+"""A worker process as the pool sees it: start, ask, kill."""
+
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HEADER = struct.Struct("!I")
+START_TIMEOUT_S = 60.0
+
+
+class WorkerDied(Exception):
+    """The process ended, or could not be started."""
+
+
+class WorkerTimedOut(Exception):
+    """No reply in time."""
+
+
+class WorkerProcess:
+    """One `polaris_jax.rewards.worker`, started by exec: no fork of this process, whose threads may hold locks."""
+
+    def __init__(self, timeout_s: float, memory_bytes: int):
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "polaris_jax.rewards.worker", str(timeout_s), str(memory_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            bufsize=0,
+        )
+        self.pid = self._process.pid
+        self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._stdin, False)
+        self._ready = False
+
+    def wait_ready(self) -> None:
+        """Return once the worker has imported what it needs. Raises WorkerDied or WorkerTimedOut."""
+        if not self._ready:
+            self._receive(time.monotonic() + START_TIMEOUT_S)
+            self._ready = True
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def ask(self, request: object, timeout_s: float) -> object:
+        """Send a JSON value, return the JSON reply. Raises WorkerDied or WorkerTimedOut; then only kill() is left."""
+        deadline = time.monotonic() + timeout_s
+        body = json.dumps(request).encode()
+        self._send(HEADER.pack(len(body)) + body, deadline)
+        return self._receive(deadline)
+
+    def kill(self) -> None:
+        """End the process now and reap it."""
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            _wait_for(self._stdin, select.POLLOUT, deadline)
+            try:
+                view = view[os.write(self._stdin, view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise WorkerDied(f"worker {self.pid} closed its input") from error
+
+    def _receive(self, deadline: float) -> object:
+        (size,) = HEADER.unpack(self._read(HEADER.size, deadline))
+        return json.loads(self._read(size, deadline))
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        data = b""
+        while len(data) < size:
+            _wait_for(self._stdout, select.POLLIN, deadline)
+            chunk = os.read(self._stdout, size - len(data))
+            if not chunk:
+                raise WorkerDied(f"worker {self.pid} closed its output")
+            data += chunk
+        return data
+
+
+def _wait_for(descriptor: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    remaining = deadline - time.monotonic()
+    if remaining <= 0 or not poll.poll(1000 * remaining):
+        raise WorkerTimedOut
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, with this package importable however it was found here."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}

@@ -1,0 +1,83 @@
+"""One verifier worker: `python -m polaris_jax.rewards.worker TIMEOUT_S MEMORY_BYTES`.
+
+Speaks length-prefixed JSON on its standard input and output: the request is `[box, [ground truth, ...]]`, the reply
+a `Reason`; it announces itself with one empty reply. It bounds its own memory, gives up on a case shortly before
+the pool would kill it, and ends when its input ends, that is when the process that started it is gone.
+"""
+
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+from typing import BinaryIO
+
+from polaris_jax.rewards.equivalence import judge
+from polaris_jax.rewards.verdict import Reason
+
+HEADER = struct.Struct("!I")
+SOFT_SHARE = 0.8  # of the timeout; past it the worker gives up by itself and stays warm
+
+
+class OutOfTime(BaseException):
+    """Not an Exception, so that no library can swallow it."""
+
+
+def main(timeout_s: float, memory_bytes: int) -> None:
+    """Serve requests until the input ends."""
+    requests, replies = _take_over_stdio()
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
+    signal.signal(signal.SIGALRM, _raise_out_of_time)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends a worker stuck in C code that nobody is left to kill
+    _send(replies, "")
+    while (request := _receive(requests)) is not None:
+        _send(replies, _answer(request, timeout_s))
+
+
+def _answer(request: list, timeout_s: float) -> Reason:
+    box, golds = request
+    signal.setitimer(signal.ITIMER_PROF, 10 * timeout_s)
+    signal.setitimer(signal.ITIMER_REAL, SOFT_SHARE * timeout_s)
+    try:
+        return judge(box, golds)
+    except OutOfTime:
+        return Reason.TIMED_OUT
+    except MemoryError:
+        return Reason.OVER_MEMORY
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _raise_out_of_time(signum: int, frame: object) -> None:
+    raise OutOfTime
+
+
+def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
+    """The protocol's streams; whatever a library prints goes to the null device instead."""
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
+
+
+def _send(stream: BinaryIO, reply: str) -> None:
+    body = json.dumps(reply).encode()
+    stream.write(HEADER.pack(len(body)) + body)
+    stream.flush()
+
+
+def _receive(stream: BinaryIO) -> list | None:
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    body = stream.read(HEADER.unpack(header)[0])
+    return json.loads(body)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))
