@@ -1,0 +1,217 @@
+"""Problems and chats from files and the hub: what a row means, and which rows cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from polaris_jax.data.rows import RowError, collect, summary
+from polaris_jax.errors import UserError
+from polaris_jax.types import Problem
+
+SUFFIX = r"Let's think step by step and output the final answer within \boxed{}."
+BENCHMARKS = ("aime24", "aime25", "amc23", "minerva", "olympiad")
+QUESTION_COLUMNS = ("problem", "question", "prompt")
+ANSWER_COLUMNS = ("answer", "answers", "solutions", "ground_truth")
+ROLES = ("system", "user", "assistant", "tool")
+
+# Instructions that datasets end their questions with; the suffix takes their place. The second is AReaL-boba's.
+_INSTRUCTIONS = (SUFFIX, r"Please reason step by step, and put your final answer within \boxed{}.")
+_CHAT_MARKS = re.compile(r"^\s*<｜User｜>|<｜Assistant｜>\s*(<think>)?\s*$")  # AReaL-boba's questions wear a template
+
+
+def load_problems(source: str | Path, *, suffix: str = SUFFIX, skipped: list[str] | None = None) -> list[Problem]:
+    """The problems of a jsonl, json or parquet file, a directory of those, or a hub dataset (`owner/name[:split]`).
+
+    Two layouts are read. Released files: `prompt` (a list of one user message), `reward_model.ground_truth`,
+    `data_source`. Plain rows: `problem`, `question` or `prompt` (text), with `answer`, `answers`, `solutions` or
+    `ground_truth`. A ground truth is a text, a number (142.0 is the answer 142) or a list of alternatives. A
+    `difficulty` "3/8" (also in `extra_info`), the share of right rollouts, becomes the problem's accuracy.
+
+    suffix: ends every question exactly once, whether or not the row had it; "" gives bare questions.
+    skipped: receives a line in words for each row left out: unusable, or with the same question as an earlier row.
+    A problem's id is a hash of its bare question, so it does not change with the suffix, the file or the order.
+    Raises UserError for a missing or unreadable source and for a file without a usable row.
+    """
+    name = _source_name(source)
+    problems, places, repeated = {}, {}, []
+    for place, problem in collect(source, lambda row: parse_problem(row, suffix=suffix, source=name), skipped=skipped):
+        first = problems.setdefault(problem.id, problem)
+        if first is problem:
+            places[problem.id] = place
+        else:
+            other = "" if set(first.answers) & set(problem.answers) else ", with another answer"
+            repeated.append(f"{place}: same question as {places[problem.id]}{other}")
+    if repeated:
+        logging.warning("%d repeated questions of %s skipped: %s", len(repeated), source, summary(repeated))
+        if skipped is not None:
+            skipped.extend(repeated)
+    return list(problems.values())
+
+
+def benchmark(name: str, *, suffix: str = SUFFIX) -> list[Problem]:
+    """The problems of a benchmark that ships with the package: aime24, aime25, amc23, minerva or olympiad.
+
+    Their `source` is the benchmark's name. Raises UserError for another name.
+    """
+    if name not in BENCHMARKS:
+        raise UserError(f"{name}: no such benchmark; expected one of {', '.join(BENCHMARKS)}")
+    with resources.as_file(resources.files("polaris_jax.data") / "benchmarks" / f"{name}.parquet") as path:
+        return [replace(problem, source=name) for problem in load_problems(path, suffix=suffix)]
+
+
+def chat_rows(source: str | Path, *, skipped: list[str] | None = None) -> list[list[dict[str, str]]]:
+    """The conversations of a dataset with `messages`: lists of {role, content}, to learn the assistant's turns from.
+
+    source, skipped and errors are as for `load_problems`. A row is skipped unless it has messages whose role is system,
+    user, assistant or tool and whose content is a text, the last one the assistant's. A message's `reasoning_content`
+    is kept where it is a text.
+    """
+    return [messages for _, messages in collect(source, parse_chat, skipped=skipped)]
+
+
+def problem_id(question: str) -> str:
+    """16 hexadecimal digits that name a bare question, whatever its white space."""
+    return hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:16]
+
+
+def bare_question(question: str, suffix: str = SUFFIX) -> str:
+    """The question without the suffix, other instructions of that kind, and template marks around it."""
+    before = None
+    while question != before:
+        before = question
+        question = _CHAT_MARKS.sub("", question).strip()
+        for instruction in (suffix, *_INSTRUCTIONS):
+            question = question.removesuffix(instruction.strip())
+    return question
+
+
+def parse_problem(row: dict[str, Any], *, suffix: str = SUFFIX, source: str = "") -> Problem:
+    """One row as a Problem (layouts: `load_problems`); `source` where the row names none. Raises RowError."""
+    question = bare_question(_question(row), suffix)
+    if not question:
+        raise RowError("question is empty")
+    extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
+    data_source = row.get("data_source")
+    return Problem(
+        id=problem_id(question),
+        question=f"{question} {suffix.strip()}".strip(),
+        answers=parse_answers(_ground_truth(row)),
+        source=data_source if isinstance(data_source, str) and data_source else source,
+        accuracy=_accuracy(row.get("difficulty", extra.get("difficulty"))),
+    )
+
+
+def parse_answers(value: Any) -> tuple[str, ...]:
+    """A ground truth as a tuple of distinct texts: from a text, a number or a list of either. Raises RowError."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    answers = dict.fromkeys(filter(None, map(_answer, values)))
+    if not answers:
+        raise RowError("answer is empty")
+    return tuple(answers)
+
+
+def parse_chat(row: dict[str, Any]) -> list[dict[str, str]]:
+    """One row's `messages`, checked (see `chat_rows`). Raises RowError."""
+    messages = row.get("messages")
+    if messages is None:
+        raise RowError(f"no messages; found the columns {_names(row)}, expected `messages`")
+    if not isinstance(messages, list) or not messages:
+        raise RowError("messages is empty or no list")
+    checked = [_message(message, number) for number, message in enumerate(messages, start=1)]
+    if checked[-1]["role"] != "assistant":
+        raise RowError(f"the last message is the {checked[-1]['role']}'s, expected the assistant's")
+    return checked
+
+
+def _message(message: Any, number: int) -> dict[str, str]:
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, dict) else message
+        raise RowError(f"message {number} has the role {role!r}, expected one of {', '.join(ROLES)}")
+    content = _text(message.get("content"), f"content of message {number}")
+    if message["role"] == "assistant" and not content.strip():
+        raise RowError(f"message {number}, the assistant's, is empty")
+    checked = {"role": message["role"], "content": content}
+    if isinstance(message.get("reasoning_content"), str):
+        checked["reasoning_content"] = _text(message["reasoning_content"], f"reasoning of message {number}")
+    return checked
+
+
+def _question(row: dict[str, Any]) -> str:
+    column = next((column for column in QUESTION_COLUMNS if row.get(column) is not None), None)
+    if column is None:
+        raise RowError(f"no question; found the columns {_names(row)}, expected one of {', '.join(QUESTION_COLUMNS)}")
+    value = row[column]
+    if isinstance(value, list):
+        roles = [message.get("role") if isinstance(message, dict) else None for message in value]
+        if roles != ["user"]:
+            raise RowError(f"{column} holds messages of {roles}, expected one of the user")
+        value = value[0].get("content")
+    return _text(value, column)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"{name} is a {type(value).__name__}, expected a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} holds half a character at position {error.start}") from error
+    return value
+
+
+def _ground_truth(row: dict[str, Any]) -> Any:
+    reward_model = row.get("reward_model")
+    if isinstance(reward_model, dict) and "ground_truth" in reward_model:
+        return reward_model["ground_truth"]
+    column = next((column for column in ANSWER_COLUMNS if column in row), None)
+    if column is None:
+        expected = f"reward_model.ground_truth or one of {', '.join(ANSWER_COLUMNS)}"
+        raise RowError(f"no answer; found the columns {_names(row)}, expected {expected}")
+    return row[column]
+
+
+def _answer(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise RowError(f"answer is {value}")
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _unboxed(_text(value, "answer").strip())
+
+
+def _unboxed(answer: str) -> str:
+    # AReaL-boba's answers are \boxed{...}; a box that closes before the end is part of the answer and stays.
+    if not (answer.startswith(r"\boxed{") and answer.endswith("}")):
+        return answer
+    inner, depth = answer[len(r"\boxed{") : -1], 0
+    for character in inner:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return answer
+    return inner.strip()
+
+
+def _accuracy(difficulty: Any) -> float | None:
+    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", difficulty) if isinstance(difficulty, str) else None
+    if match is None or not int(match[1]) <= int(match[2]) > 0:
+        return None
+    return int(match[1]) / int(match[2])
+
+
+def _source_name(source: str | Path) -> str:
+    path = Path(source)
+    return path.stem if path.exists() else str(source)
+
+
+def _names(row: dict[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "none"

@@ -1,0 +1,103 @@
+"""From text to tokens: problems to prompts that the engine continues, conversations to tokens that SFT learns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax.types import Problem, Prompt
+
+Messages = list[dict[str, str]]
+
+
+def make_prompts(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+) -> dict[str, Prompt]:
+    """Each problem as the user's message in the tokenizer's chat template, up to where the assistant begins, by id.
+
+    Problems whose prompt has more than `max_prompt_tokens` tokens are left out and counted in the log.
+    """
+    texts = [_render(tokenizer, [{"role": "user", "content": problem.question}]) for problem in problems]
+    prompts = {p.id: Prompt(p.id, tokens) for p, tokens in zip(problems, _tokenize(tokenizer, texts), strict=True)}
+    kept = {name: prompt for name, prompt in prompts.items() if len(prompt.tokens) <= max_prompt_tokens}
+    if len(kept) < len(prompts):
+        dropped = len(prompts) - len(kept)
+        logging.warning("%d of %d prompts dropped: over %d tokens", dropped, len(prompts), max_prompt_tokens)
+    return kept
+
+
+def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
+    """A conversation up to its last assistant turn: tokens int32 [n] and mask float32 [n].
+
+    The mask is 1 on the assistant's tokens, the token that ends the turn included. An earlier turn is context only
+    (0) where the template renders it otherwise than it was sampled: Qwen3's strips the thoughts of earlier turns, and
+    to learn what is left would be to learn answering without thinking; `tokenize_conversations` learns those as well.
+    Prompt and response are tokenized apart, as when sampling. Raises ValueError when there is no assistant turn.
+    """
+    return _sequences(tokenizer, messages)[-1]
+
+
+def tokenize_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Messages], *, max_tokens: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Conversations as sequences in which every assistant turn is learnt once, in the context it is sampled in.
+
+    One exchange gives one sequence. A conversation of several gives one as well where the template renders earlier
+    turns as they were sampled, else one a turn. Sequences longer than `max_tokens` are left out and counted in the log.
+    """
+    every = [sequence for messages in conversations for sequence in _sequences(tokenizer, messages)]
+    kept = [sequence for sequence in every if max_tokens is None or len(sequence[0]) <= max_tokens]
+    if len(kept) < len(every):
+        dropped = len(every) - len(kept)
+        logging.warning("%d of %d sequences dropped: over %s tokens", dropped, len(every), max_tokens)
+    return kept
+
+
+def _sequences(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[np.ndarray, np.ndarray]]:
+    sequences: list[list[tuple[str, float]]] = []  # of pieces: a text, and 1 where it is learnt
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, messages[:turn])
+        response = _response(tokenizer, messages[: turn + 1], prompt)
+        before = "".join(text for text, _ in sequences[-1]) if sequences else None
+        if before is not None and prompt.startswith(before):
+            sequences[-1] += [(prompt[len(before) :], 0.0), (response, 1.0)]
+        else:
+            sequences.append([(prompt, 0.0), (response, 1.0)])
+    if not sequences:
+        raise ValueError("the conversation has no assistant turn")
+    return [_join(tokenizer, pieces) for pieces in sequences]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _response(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: str) -> str:
+    """What is sampled after `prompt` to give the last message, the token that ends the turn included."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    end = tokenizer.eos_token or ""
+    if not text.startswith(prompt):
+        # R1-Distill's template opens <think> in the prompt but drops the thoughts of the turn it renders.
+        content = messages[-1]["content"].lstrip()
+        opened = "<think>" if prompt.rstrip().endswith("<think>") else ""
+        return content.removeprefix(opened).lstrip("\n") + end
+    response = text[len(prompt) :]
+    # Qwen's template writes a newline after the end of the turn, which is never sampled.
+    return response[: response.rfind(end) + len(end)] if end and end in response else response.rstrip("\n") + end
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
+    # The template has written the special tokens already.
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [np.asarray(row, np.int32) for row in ids]
+
+
+def _join(tokenizer: PreTrainedTokenizerBase, pieces: list[tuple[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+    tokens = _tokenize(tokenizer, [text for text, _ in pieces])
+    masks = [np.full(len(piece), learnt, np.float32) for piece, (_, learnt) in zip(tokens, pieces, strict=True)]
+    return np.concatenate(tokens), np.concatenate(masks)

@@ -1,0 +1,150 @@
+"""Rows of jsonl, json and parquet files, directories of them, and hub datasets, each with the place it stands at."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from pyarrow import parquet
+
+from polaris_jax.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+Rows = Iterable[tuple[str, Any]]  # (place, row): a dict of columns, or the RowError that stands in its stead
+
+
+class RowError(ValueError):
+    """Why one row cannot be used, in words; the row's place is added where it is listed."""
+
+
+def collect(
+    source: str | Path, parse: Callable[[dict[str, Any]], Any], *, skipped: list[str] | None = None
+) -> list[tuple[str, Any]]:
+    """`(place, parse(row))` for each usable row of a file, directory or hub dataset, in order.
+
+    parse: raises RowError for a row that cannot be used. Such rows are left out, logged, and listed in `skipped` as
+    `train.jsonl line 17: answer is empty`; lines and rows count from 1.
+    Raises UserError for a source that is missing or unreadable, and for a file without a usable row.
+    """
+    usable, faults = [], []
+    for name, rows in open_tables(source):
+        before, bad = len(usable), len(faults)
+        for place, row in rows:
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                usable.append((place, parse(row)))
+            except RowError as error:
+                faults.append(f"{place}: {error}")
+        if len(usable) == before:
+            reason = f"none of its {len(faults) - bad} rows is usable; {faults[bad]}" if faults[bad:] else "has no rows"
+            raise UserError(f"{name}: {reason}")
+    if faults:
+        logging.warning("%d rows of %s skipped: %s", len(faults), source, summary(faults))
+    if skipped is not None:
+        skipped.extend(faults)
+    return usable
+
+
+def summary(lines: list[str], shown: int = 3) -> str:
+    """The first few lines in one, and how many more there are."""
+    more = f"; and {len(lines) - shown} more" if len(lines) > shown else ""
+    return "; ".join(lines[:shown]) + more
+
+
+def open_tables(source: str | Path) -> list[tuple[str, Rows]]:
+    """The files of a source with their rows: `[(name, rows)]`.
+
+    source: a .jsonl, .json or .parquet file; a directory, of which all such files are read in the order of their paths
+    (or one that `datasets.save_to_disk` wrote); or a hub dataset, `owner/name` or `owner/name:split` (default "train").
+    Raises UserError when it is none of these.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (path / "state.json").exists() and (path / "dataset_info.json").exists():
+            return [(str(path), _dataset_rows(path.name, datasets.load_from_disk(str(path))))]
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
+        if not files:
+            raise UserError(f"{path}: the directory holds no file that ends in {', '.join(SUFFIXES)}")
+        return [(str(file), _file_rows(file)) for file in files]
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(SUFFIXES)}")
+        return [(str(path), _file_rows(path))]
+    name, _, split = str(source).partition(":")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).suffix in SUFFIXES:
+        raise UserError(f"{source}: no such file or directory")
+    return [(str(source), _dataset_rows(name, _load_hub(name, split or "train")))]
+
+
+def _load_hub(name: str, split: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:  # the hub's client raises many kinds: offline, not found, gated, no such split
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: neither a file here nor a hub dataset with split {split!r} ({reason})") from error
+
+
+def _dataset_rows(name: str, dataset: datasets.Dataset) -> Rows:
+    return ((f"{name} row {number}", row) for number, row in enumerate(dataset, start=1))
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    # Not through `datasets`, which refuses a whole file for one bad line and first copies it into its cache.
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    return _json_rows(path)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name} row {number}", row
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".json" and file.read(64).lstrip().startswith(b"["):
+                file.seek(0)
+                for number, row in enumerate(_parse_json(file.read()), start=1):
+                    yield f"{path.name} row {number}", _mapping(row)
+                return
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path.name} line {number}", _json_row(line)
+    except RowError as error:
+        raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _parse_json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"not JSON ({error})") from error
+
+
+def _json_row(line: bytes) -> Any:
+    try:
+        return _mapping(_parse_json(line))
+    except RowError as error:
+        return error
+
+
+def _mapping(row: Any) -> Any:
+    return row if isinstance(row, dict) else RowError(f"found a {type(row).__name__}, expected an object of columns")
