@@ -12,6 +12,8 @@ from polaris_jax.types import Problem, Prompt
 
 Messages = list[dict[str, str]]
 
+_STAND_IN = [{"role": "user", "content": "?"}]
+
 
 def make_prompts(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
@@ -35,7 +37,8 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
     The mask is 1 on the assistant's tokens, the token that ends the turn included. An earlier turn is context only
     (0) where the template renders it otherwise than it was sampled: Qwen3's strips the thoughts of earlier turns, and
     to learn what is left would be to learn answering without thinking; `tokenize_conversations` learns those as well.
-    Prompt and response are tokenized apart, as when sampling. Raises ValueError when there is no assistant turn.
+    A lone assistant turn follows the template's opening of it. Prompt and response are tokenized apart, as when
+    sampling. Raises ValueError when there is no assistant turn.
     """
     return _sequences(tokenizer, messages)[-1]
 
@@ -61,8 +64,12 @@ def _sequences(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[t
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, messages[:turn])
-        response = _response(tokenizer, messages[: turn + 1], prompt)
+        # Templates refuse or misread a conversation that the assistant opens: it is rendered behind a stand-in.
+        before_turn = messages[:turn] or _STAND_IN
+        prompt = _render(tokenizer, before_turn)
+        response = _response(tokenizer, [*before_turn, message], prompt)
+        if turn == 0:
+            prompt = prompt.removeprefix(tokenizer.apply_chat_template(_STAND_IN, tokenize=False))
         before = "".join(text for text, _ in sequences[-1]) if sequences else None
         if before is not None and prompt.startswith(before):
             sequences[-1] += [(prompt[len(before) :], 0.0), (response, 1.0)]
