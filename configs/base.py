@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face directory or hub name, or a directory made by experiments/import_hf.py
     c.model.preset = ""  # random weights of this shape (models/presets.py) where `path` is empty
+    c.model.tokenizer = ""  # directory or hub name; "": the model's own; "arithmetic": the demo's word-level one
     c.model.dtype = "bfloat16"  # compute dtype: bfloat16, float16 or float32
     c.model.remat = "full"  # none, dots or full: what the backward pass recomputes
 
@@ -34,17 +35,22 @@ def get_config() -> ConfigDict:
     c.rollout.tokens_per_call = 32  # decoded on the device between two looks by the host
 
     c.algorithm = ConfigDict()
-    c.algorithm.loss = "grpo"  # a name of rl/losses.py
-    c.algorithm.advantage = "group"  # a name of rl/advantages.py
+    c.algorithm.loss = "grpo"  # grpo, gspo, cispo or sft: rl/losses.py, with the settings of each paper
+    c.algorithm.advantage = "group"  # group, mean or rloo: rl/advantages.py
     c.algorithm.aggregation = "token"  # token: mean over all response tokens; sequence: mean of means; constant
     c.algorithm.clip = (0.2, 0.28)  # below, above (DAPO, arXiv 2503.14476)
-    c.algorithm.dual_clip = 0.0  # upper bound on the ratio where the advantage is negative; 0: off
+    c.algorithm.dual_clip = 0.0  # bound on the ratio where the advantage is negative; 0: off
+    c.algorithm.old_logprobs = "trainer"  # trainer; recorded: ratios to the sampler's recorded log-probs
+    c.algorithm.importance_cap = 0.0  # cap of the importance weight from sampler to trainer; 0: no weight
+    c.algorithm.kl = 0.0  # coefficient of the k3 KL to the reference model; 0: no reference
+    c.algorithm.overlong_buffer = 0  # tokens before the limit over which the reward falls by 1 (DAPO); 0: off
 
-    c.update = ConfigDict()
-    c.update.row_lengths = (1024, 4096)  # packed rows have one of these lengths
-    c.update.rows = 8  # rows in one forward and backward pass
-    c.update.minibatches = 1  # optimizer updates per batch of rollouts
-    c.update.epochs = 1
+    c.updates = ConfigDict()
+    c.updates.row_lengths = (1024, 4096)  # packed rows have one of these lengths
+    c.updates.rows = 8  # rows in one forward and backward pass; a multiple of mesh.data x mesh.fsdp
+    c.updates.minibatches = 1  # optimizer updates per batch of rollouts
+    c.updates.epochs = 1
+    c.updates.max_skipped = 10  # updates that were not finite, in a row, before the run stops
 
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 1e-6
@@ -52,7 +58,7 @@ def get_config() -> ConfigDict:
     c.optimizer.warmup_steps = 0
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.weight_decay = 0.01
-    c.optimizer.clip_norm = 1.0
+    c.optimizer.clip_norm = 1.0  # 0: off
 
     c.mesh = ConfigDict()
     c.mesh.data = 1
@@ -76,7 +82,7 @@ def get_config() -> ConfigDict:
     c.sft = ConfigDict()
     c.sft.data = ""  # jsonl, parquet or hub dataset with `messages`; "arithmetic" for the demo's traces
     c.sft.steps = 1000
-    c.sft.batch_tokens = 65_536  # per optimizer update
+    c.sft.batch_size = 64  # conversations per optimizer update
     c.sft.learning_rate = 1e-5
     c.sft.schedule = "cosine"
     c.sft.warmup_steps = 50

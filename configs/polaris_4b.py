@@ -1,0 +1,41 @@
+"""POLARIS-4B-Preview: three stages from Qwen3-4B.
+
+Values from the POLARIS write-up of June 2025 and its released training scripts (github.com/ChenxinAn-fdu/POLARIS).
+"""
+
+from configs import base
+
+
+def get_config():
+    """About 700 steps in all, of 128 prompts x 8 rollouts, with longer responses and more heat from stage to stage."""
+    c = base.get_config()
+    c.model.path = "Qwen/Qwen3-4B"
+    c.data.train = "POLARIS-Project/Polaris-Dataset-53K"
+    c.data.max_prompt_tokens = 1024
+
+    c.rollout.prompts = 128
+    c.rollout.samples = 8
+    c.rollout.top_p = 1.0
+    c.rollout.top_k = 0
+
+    c.algorithm.clip = (0.2, 0.28)
+    c.updates.row_lengths = (16_384, 32_768, 53_248)
+    c.updates.rows = 8
+
+    c.optimizer.learning_rate = 1e-6
+    c.optimizer.betas = (0.9, 0.999)
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.clip_norm = 1.0
+
+    c.evaluation.temperature = 1.4
+    c.evaluation.top_k = 20
+    c.evaluation.max_response_tokens = 90_000
+    c.evaluation.samples = 32
+
+    # Only the sum of the steps is published; equal thirds are our choice.
+    c.stages = (
+        dict(name="40k", steps=234, temperature=1.4, max_response_tokens=39_936),
+        dict(name="48k", steps=233, temperature=1.45, max_response_tokens=48_128),
+        dict(name="52k", steps=233, temperature=1.5, max_response_tokens=52_224, **{"mesh.context": 4}),
+    )
+    return c

@@ -1,0 +1,184 @@
+r"""Chained arithmetic in words: graded, endless, verifiable; small enough for a tiny model on two cores.
+
+    Start with 37, first +5, second *2, third -7. What is the result?
+
+Every total stays between 10 and 99. A trace is careful (one operation a line) or hasty (several operations folded
+into one line, a leap that a tiny model cannot compute in its head):
+
+    careful: <think> 37. first +5 on 37 is 42. second *2 on 42 is 84. third -7 on 84 is 77.</think> ...
+    hasty:   <think> 37. first +5 second *2 on 37 is 84. third -7 on 84 is 77.</think> ...
+
+So a model that imitates both styles fails often, and reinforcement learning has something true to find: write out
+every step. Reward and response length grow together, as they do with real reasoning models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from polaris_jax.data.problems import problem_id
+from polaris_jax.types import Problem
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
+OPERATIONS = tuple(f"{sign}{n}" for sign in "+-" for n in range(1, 10)) + ("*2", "*3")
+LOWEST, HIGHEST = 10, 99  # of every total
+TEST_SHARE = 16  # one problem in so many is held out
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A start and the operations on it. totals[i] is the total before operation i; the last one is the answer."""
+
+    operations: tuple[str, ...]
+    totals: tuple[int, ...]
+
+    @property
+    def question(self) -> str:
+        """The problem in words, without the recipe's suffix."""
+        steps = ", ".join(f"{word} {op}" for word, op in zip(ORDINALS, self.operations, strict=False))
+        return f"Start with {self.totals[0]}, {steps}. What is the result?"
+
+    @property
+    def split(self) -> str:
+        """ "train" or "test", decided by a hash of the question, so that the splits never overlap."""
+        digest = hashlib.sha256(self.question.encode()).digest()
+        return "test" if digest[0] % TEST_SHARE == 0 else "train"
+
+    def trace(self, line_lengths: tuple[int, ...]) -> str:
+        """The response that folds `line_lengths[i]` operations into its i-th line; all 1 is the careful style."""
+        parts, done = [f"{self.totals[0]}."], 0
+        for length in line_lengths:
+            words = " ".join(f"{ORDINALS[i]} {self.operations[i]}" for i in range(done, done + length))
+            parts.append(f"{words} on {self.totals[done]} is {self.totals[done + length]}.")
+            done += length
+        return f"<think> {' '.join(parts)}</think>\nThe answer is \\boxed{{{self.totals[-1]}}}"
+
+
+def _apply(total: int, operation: str) -> int:
+    operand = int(operation[1:])
+    return {"+": total + operand, "-": total - operand, "*": total * operand}[operation[0]]
+
+
+# total -> the operations that keep it in range, with the totals that follow
+_ALLOWED = {
+    total: [(op, _apply(total, op)) for op in OPERATIONS if LOWEST <= _apply(total, op) <= HIGHEST]
+    for total in range(LOWEST, HIGHEST + 1)
+}
+
+
+def sample_chain(rng: Random, operations: tuple[int, int] = (2, 7)) -> Chain:
+    """A random chain whose number of operations is uniform in the closed range `operations`."""
+    totals, chosen = [rng.randint(LOWEST, HIGHEST)], []
+    for _ in range(rng.randint(*operations)):
+        operation, total = rng.choice(_ALLOWED[totals[-1]])
+        chosen.append(operation)
+        totals.append(total)
+    return Chain(tuple(chosen), tuple(totals))
+
+
+def chains(split: str, seed: int, operations: tuple[int, int] = (2, 7)) -> Iterator[Chain]:
+    """Endless distinct chains of one split."""
+    rng = Random(f"{split} {seed}")
+    seen = set()
+    while True:
+        chain = sample_chain(rng, operations)
+        if chain.split == split and chain.question not in seen:
+            seen.add(chain.question)
+            yield chain
+
+
+def problems(split: str, count: int, suffix: str, seed: int = 0, operations: tuple[int, int] = (2, 7)) -> list[Problem]:
+    """`count` problems of a split; `suffix` is the instruction put behind each question."""
+    return [
+        Problem(
+            id=problem_id(chain.question),
+            question=f"{chain.question} {suffix}",
+            answers=(str(chain.totals[-1]),),
+            source="arithmetic",
+        )
+        for chain in islice(chains(split, seed, operations), count)
+    ]
+
+
+def hasty_lines(rng: Random, operations: int) -> tuple[int, ...]:
+    """Random line lengths of one to three operations that cover `operations`."""
+    lines: list[int] = []
+    while sum(lines) < operations:
+        lines.append(rng.randint(1, min(3, operations - sum(lines))))
+    return tuple(lines)
+
+
+def conversations(
+    count: int, suffix: str, seed: int = 0, *, careful: float = 0.3, practice: float = 0.6, operations: tuple[int, int] = (2, 7)
+) -> list[list[dict[str, str]]]:
+    """SFT conversations on training chains, as lists of {role, content}.
+
+    careful: share of the answered questions in the careful style; the others are hasty.
+    practice: share that is a careful trace without its question. These are short, so the arithmetic is learnt cheaply,
+    and do not bind the style to the question.
+    """
+    rng = Random(f"styles {seed}")
+    rows = []
+    for chain in islice(chains("train", seed, operations), count):
+        steps = len(chain.operations)
+        if rng.random() < practice:
+            rows.append([{"role": "assistant", "content": chain.trace((1,) * steps)}])
+            continue
+        lines = (1,) * steps if rng.random() < careful else hasty_lines(rng, steps)
+        user = {"role": "user", "content": f"{chain.question} {suffix}"}
+        rows.append([user, {"role": "assistant", "content": chain.trace(lines)}])
+    return rows
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>")
+_PIECES = r"<think>|</think>|[+\-*]?\d+|\\boxed\{| ?[A-Za-z']+ ?|[.,?] ?|\s|."
+
+
+def build_tokenizer(suffix: str) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer for these problems, with a Qwen-style chat template; it decodes to the exact text.
+
+    A number is always one token, whatever stands around it: the spaces belong to the words.
+    """
+    example = Chain(OPERATIONS[:7], (10, 11, 13, 16, 20, 25, 31, 38))
+    texts = [
+        f"{example.question} {suffix}",
+        example.trace((1,) * 7),
+        example.trace((2, 2, 3)),
+        "system\nuser\nassistant\n",
+    ]
+    split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    words = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
+    words |= set(OPERATIONS) | {str(n) for n in range(100)} | {f" {word} " for word in ORDINALS}
+    vocab = {word: i for i, word in enumerate([*_SPECIAL, *sorted(words - set(_SPECIAL))])}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def write_conversations(path: Path, rows: list[list[dict[str, str]]]) -> None:
+    """SFT conversations as jsonl, one {"messages": [...]} a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,217 @@
+"""GRPO, top to bottom: each step samples groups of rollouts, verifies them, and makes one update.
+
+    problems -> prompts -> rollouts -> rewards -> groups -> advantages -> packed batches -> update
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax import config as configs
+from polaris_jax.data.curriculum import Curriculum, draw, visited
+from polaris_jax.data.prompts import make_prompts
+from polaris_jax.rewards import VerifierPool
+from polaris_jax.rl.advantages import ADVANTAGES
+from polaris_jax.rl.packing import from_rollouts, pack
+from polaris_jax.rl.update import make_update
+from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training import checkpoint
+from polaris_jax.training.metrics import History, MetricsLogger
+from polaris_jax.training.start import load_model, load_tokenizer, load_train_problems, save_model_files
+from polaris_jax.training.state import TrainState, init_state
+from polaris_jax.types import Group, Problem, Prompt, Rollout
+
+
+def run(config: ConfigDict, workdir: str | Path) -> History:
+    """Trains through all stages of `config`, or goes on where the run in `workdir` stopped.
+
+    Returns the metrics of every step. Raises UserError, before anything is compiled, where config, data, model and
+    workdir do not fit together.
+    """
+    configs.check(config)
+    stages = configs.stages(config)
+    mesh = make_mesh(config.mesh)
+    tokenizer = load_tokenizer(config)
+    problems = load_train_problems(config)
+    prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
+    problems = [problem for problem in problems if problem.id in prompts]
+    workdir = checkpoint.prepare_workdir(workdir)
+    model, params = load_model(config, mesh)
+    state = init_state(model, config, mesh, params)
+    save_model_files(workdir, model, tokenizer)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2), encoding="utf-8")
+
+    curriculum, first_stage, stage_start = Curriculum(), 0, 0
+    checkpoints = checkpoint.open_checkpoints(workdir, config.training.keep)
+    if restored := checkpoint.restore(checkpoints, state):
+        state, host = restored
+        curriculum, first_stage, stage_start = Curriculum(**host["curriculum"]), host["stage"], host["stage_start"]
+
+    total = sum(stage.training.steps for _, stage in stages)
+    start = int(state.step)
+    shown = ("reward", "response_length", "tokens_per_s")
+    with verifier_pool(config) as pool, MetricsLogger(workdir, "GRPO", total, start, shown) as log:
+        for index, (name, stage) in list(enumerate(stages))[first_stage:]:
+            if index > first_stage:
+                stage_start = int(state.step)
+            engine = RolloutEngine(model, mesh, stage.rollout)
+            update = make_update(model, stage, mesh)
+            sampling = train_sampling(stage, tokenizer)
+            stage_end = stage_start + stage.training.steps
+            while int(state.step) < stage_end:
+                state, curriculum, metrics, groups = train_step(
+                    state, curriculum, stage, problems, prompts, engine, update, pool, tokenizer, sampling, log.phase
+                )
+                step = int(state.step)
+                log.write(step, {"stage": index, **metrics})
+                log_samples(log, step, name, groups[: stage.training.log_samples], tokenizer)
+                if step % stage.training.checkpoint_every == 0 or step == stage_end:
+                    host = {"curriculum": asdict(curriculum), "stage": index, "stage_start": stage_start}
+                    checkpoint.save(checkpoints, state, host)
+        return log.history()
+
+
+def train_step(
+    state: TrainState,
+    curriculum: Curriculum,
+    config: ConfigDict,
+    problems: Sequence[Problem],
+    prompts: dict[str, Prompt],
+    engine: RolloutEngine,
+    update: Callable,
+    pool: VerifierPool,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    phase: Callable[[str], None] = lambda text: None,
+) -> tuple[TrainState, Curriculum, dict[str, float], list[Group]]:
+    """One step of GRPO. Returns the new state and curriculum, the step's metrics, and its groups."""
+    started = time.perf_counter()
+    visits, curriculum = draw(curriculum, problems, config.rollout.prompts, config.seed)
+    seed = step_seed(config.seed, int(state.step))
+    groups, reasons = sample_groups(
+        engine, state.params, visits, prompts, config.rollout.samples, sampling, seed, pool, tokenizer, phase
+    )
+    sampled = time.perf_counter()
+
+    rewards_NG = np.stack([group.rewards for group in groups])
+    advantages_NG = ADVANTAGES[config.algorithm.advantage](rewards_NG)
+    c = config.updates
+    batches, _ = pack(from_rollouts(groups, advantages_NG), c.row_lengths, c.rows, c.minibatches)
+    phase("update")
+    state, update_metrics = update(state, batches, sampling.temperature)
+    finished = time.perf_counter()
+
+    metrics = group_metrics(groups) | {f"verdict/{reason}": share for reason, share in reasons.items()}
+    metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
+    metrics |= {f"update/{name}": value for name, value in update_metrics.items()}
+    metrics |= {
+        "tokens_per_s": sum(len(r.tokens) for g in groups for r in g.rollouts) / (finished - started),
+        "seconds/rollout": sampled - started,
+        "seconds/update": finished - sampled,
+        "seconds/step": finished - started,
+    }
+    return state, visited(curriculum, groups), metrics, groups
+
+
+def sample_groups(
+    engine: RolloutEngine,
+    params: Any,
+    problems: Sequence[Problem],
+    prompts: dict[str, Prompt],
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    pool: VerifierPool,
+    tokenizer: PreTrainedTokenizerBase,
+    phase: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Group], dict[str, float]]:
+    """Samples `samples` responses a problem and verifies each as soon as it is finished.
+
+    Returns the groups in the problems' order, samples in order, and the share of each verdict's reason.
+    """
+    by_id = {problem.id: problem for problem in problems}
+    finished: dict[tuple[str, int], tuple[Rollout, Any]] = {}
+    for rollout in engine.generate(params, [prompts[p.id] for p in problems], samples, sampling, seed):
+        response = tokenizer.decode(rollout.tokens)
+        verdict = pool.submit(response, by_id[rollout.problem_id].answers)
+        finished[rollout.problem_id, rollout.sample] = rollout, verdict
+        phase(f"{len(finished)} of {len(problems) * samples} rollouts")
+    groups = []
+    reasons: Counter[str] = Counter()
+    for problem in problems:
+        pairs = [finished[problem.id, sample] for sample in range(samples)]
+        verdicts = [future.result() for _, future in pairs]
+        reasons.update(verdict.reason for verdict in verdicts)
+        rewards = np.asarray([verdict.correct for verdict in verdicts], np.float32)
+        groups.append(Group(problem, tuple(rollout for rollout, _ in pairs), rewards))
+    return groups, {reason: count / reasons.total() for reason, count in reasons.items()}
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Reward, response length in tokens, share cut off, and how many groups carry an advantage."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = np.asarray([len(rollout.tokens) for rollout in rollouts])
+    accuracies = np.asarray([group.accuracy for group in groups])
+    return {
+        "reward": float(np.mean([group.rewards for group in groups])),
+        "response_length": float(lengths.mean()),
+        "response_length/max": float(lengths.max()),
+        "cut_off": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        "groups/all_right": float(np.mean(accuracies == 1)),
+        "groups/all_wrong": float(np.mean(accuracies == 0)),
+        "groups/mixed": float(np.mean((accuracies > 0) & (accuracies < 1))),
+    }
+
+
+def verifier_pool(config: ConfigDict) -> VerifierPool:
+    """The workers that check answers, as `config.reward` says."""
+    c = config.reward
+    return VerifierPool(
+        workers=c.workers, timeout_s=c.timeout_s, memory_bytes=int(c.memory_gib * 2**30), require_think=c.require_think
+    )
+
+
+def train_sampling(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """How training samples: `config.rollout`, stopping at the tokenizer's end of sequence."""
+    c = config.rollout
+    return Sampling(
+        temperature=c.temperature,
+        top_p=c.top_p,
+        top_k=c.top_k,
+        max_response_tokens=c.max_response_tokens,
+        stop_ids=stop_ids(tokenizer),
+    )
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The sampling seed of a step, the same whenever and wherever the step is run."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0] >> 1)
+
+
+def log_samples(
+    log: MetricsLogger, step: int, stage: str, groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Writes the first rollout of each group, in words, to samples.jsonl."""
+    for group in groups:
+        rollout = group.rollouts[0]
+        log.sample(
+            {
+                "step": step,
+                "stage": stage,
+                "question": group.problem.question,
+                "response": tokenizer.decode(rollout.tokens),
+                "answers": list(group.problem.answers),
+                "reward": float(group.rewards[0]),
+                "finish_reason": rollout.finish_reason,
+            }
+        )

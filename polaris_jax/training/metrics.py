@@ -1,0 +1,110 @@
+"""What a run tells: metrics.jsonl, tensorboard, sample responses, a progress bar, and the `History` it returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.summary import Writer
+
+
+@dataclass(frozen=True)
+class History:
+    """The metrics of a run, one mapping a step, resumed steps included. workdir: where the run's files are."""
+
+    rows: tuple[Mapping[str, float], ...]
+    workdir: Path
+
+    def frame(self) -> pd.DataFrame:
+        """The metrics as a table indexed by step."""
+        return pd.DataFrame(list(self.rows)).set_index("step")
+
+    def plot(self, names: Sequence[str] = ("reward", "response_length")) -> Figure:
+        """One panel a metric over the steps, with a running mean over a tenth of the run."""
+        frame = self.frame()
+        figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.2), squeeze=False, layout="constrained")
+        for axis, name in zip(axes[0], names, strict=True):
+            axis.plot(frame.index, frame[name], alpha=0.3)
+            axis.plot(frame.index, frame[name].rolling(max(1, len(frame) // 10), min_periods=1).mean(), color="C0")
+            axis.set(xlabel="step", title=name.replace("_", " "))
+            axis.grid(alpha=0.3)
+        plt.close(figure)
+        return figure
+
+
+def read_metrics(workdir: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to `last_step`; an unfinished last line is left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [row for row in rows if last_step is None or row["step"] <= last_step]
+
+
+class MetricsLogger:
+    """Writes a run's metrics and samples, and draws its progress. A context manager.
+
+    workdir: the run's directory; total: steps of the run; start: the step it resumes from, later rows are dropped.
+    shown: the metrics beside the progress bar.
+    """
+
+    def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
+        self.rows = read_metrics(workdir, start)
+        self._workdir, self._shown = workdir, shown
+        metrics = "".join(json.dumps(row) + "\n" for row in self.rows)
+        (workdir / "metrics.jsonl").write_text(metrics, encoding="utf-8")
+        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
+        self._tensorboard = Writer(str(workdir / "tensorboard"))
+        self._console = Console()
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
+        self._task = self._progress.add_task(title, total=total, completed=start, text="")
+
+    def __enter__(self) -> MetricsLogger:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._metrics.close()
+        self._samples.close()
+        self._tensorboard.close()
+
+    def phase(self, text: str) -> None:
+        """Shows what the current step is doing, such as "612 of 1024 rollouts"."""
+        self._progress.update(self._task, text=text)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records the metrics of a finished step."""
+        row = {"step": step, **metrics}
+        self.rows.append(row)
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, value, step=step)
+        text = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in self._shown if name in metrics)
+        self._progress.update(self._task, completed=step, text=text)
+        total = self._progress.tasks[0].total or step
+        if not self._console.is_terminal and (step == total or step % max(1, int(total) // 20) == 0):
+            self._console.print(f"{self._progress.tasks[0].description} {step}/{int(total)}  {text}")
+
+    def sample(self, record: Mapping[str, Any]) -> None:
+        """Adds one response to samples.jsonl."""
+        self._samples.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def history(self) -> History:
+        """All rows so far."""
+        return History(tuple(self.rows), self._workdir)

@@ -1,0 +1,71 @@
+"""What every job starts from: the model, its parameters and its tokenizer, as the config names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax import hf
+from polaris_jax.data import arithmetic
+from polaris_jax.data.problems import chat_rows, load_problems
+from polaris_jax.errors import UserError
+from polaris_jax.models.presets import PRESETS, ModelConfig
+from polaris_jax.sharding.rules import sharded_params
+from polaris_jax.types import Problem
+
+ARITHMETIC_PROBLEMS, ARITHMETIC_CONVERSATIONS = 4096, 16_384  # of the endless supply
+
+
+def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
+    """The tokenizer that `config.model` names. Raises UserError where it cannot be had or has no chat template."""
+    if config.model.tokenizer == "arithmetic":
+        return arithmetic.build_tokenizer(config.data.suffix)
+    source = config.model.tokenizer or config.model.path
+    if not source:
+        raise UserError("config.model.tokenizer: empty; name a tokenizer, or give config.model.path")
+    return hf.load_tokenizer(source)
+
+
+def load_model(config: ConfigDict, mesh: Mesh) -> tuple[ModelConfig, Any]:
+    """The model and its float32 parameters on `mesh`: from `config.model.path`, else random of `config.model.preset`.
+
+    Raises UserError where neither is given, the preset is unknown, or the path holds no model that fits.
+    """
+    c = config.model
+    runtime = {"dtype": c.dtype, "remat": c.remat}
+    if c.path:
+        model, params = hf.load(c.path, mesh=mesh)
+        return model.replace(**runtime), params
+    if c.preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise UserError(f"config.model.preset: expected one of {known}, or set config.model.path; found {c.preset!r}")
+    model = PRESETS[c.preset].replace(**runtime)
+    return model, sharded_params(model, mesh, config.seed)
+
+
+def load_train_problems(config: ConfigDict) -> list[Problem]:
+    """The problems of `config.data.train`."""
+    if config.data.train == "arithmetic":
+        return arithmetic.problems("train", ARITHMETIC_PROBLEMS, config.data.suffix, config.seed)
+    if not config.data.train:
+        raise UserError("config.data.train: empty; name a parquet or jsonl file, a directory or a hub dataset")
+    return load_problems(config.data.train, suffix=config.data.suffix)
+
+
+def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:
+    """The conversations of `config.sft.data`."""
+    if config.sft.data == "arithmetic":
+        return arithmetic.conversations(ARITHMETIC_CONVERSATIONS, config.data.suffix, config.seed)
+    if not config.sft.data:
+        raise UserError("config.sft.data: empty; name a parquet or jsonl file, a directory or a hub dataset")
+    return chat_rows(config.sft.data)
+
+
+def save_model_files(workdir: Path, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes model.json and tokenizer/ so that the run's directory can be loaded and exported by itself."""
+    (workdir / "model.json").write_text(hf.config_to_json(model), encoding="utf-8")
+    tokenizer.save_pretrained(workdir / "tokenizer")

@@ -1,0 +1,90 @@
+import json
+import re
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polaris_jax.data import arithmetic
+from polaris_jax.rewards.answers import last_box
+
+SUFFIX = r"Let's think step by step and output the final answer within \boxed{}."
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return arithmetic.build_tokenizer(SUFFIX)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_chain_totals_follow_from_its_words(seed):
+    chain = arithmetic.sample_chain(Random(seed))
+    start, *operations = re.findall(r"[+\-*]?\d+", chain.question)
+    total = int(start)
+    for operation in operations:
+        total = {"+": total.__add__, "-": total.__sub__, "*": total.__mul__}[operation[0]](int(operation[1:]))
+        assert arithmetic.LOWEST <= total <= arithmetic.HIGHEST
+    assert total == chain.totals[-1]
+    assert 2 <= len(operations) <= 7
+
+
+def test_traces_are_written_as_documented():
+    chain = arithmetic.Chain(("+5", "*2", "-7"), (37, 42, 84, 77))
+    assert chain.question == "Start with 37, first +5, second *2, third -7. What is the result?"
+    assert chain.trace((1, 1, 1)) == (
+        "<think> 37. first +5 on 37 is 42. second *2 on 42 is 84. third -7 on 84 is 77.</think>\n"
+        "The answer is \\boxed{77}"
+    )
+    assert "first +5 second *2 on 37 is 84. third -7 on 84 is 77." in chain.trace((2, 1))
+
+
+def test_splits_do_not_overlap_whatever_the_seed():
+    train = {p.id for seed in range(3) for p in arithmetic.problems("train", 500, SUFFIX, seed)}
+    test = {p.id for seed in range(3) for p in arithmetic.problems("test", 500, SUFFIX, seed)}
+    assert len(test) > 500
+    assert not train & test
+
+
+def test_sft_never_sees_a_held_out_question():
+    test = {p.question for p in arithmetic.problems("test", 500, SUFFIX)}
+    rows = arithmetic.conversations(2000, SUFFIX, careful=0.5, practice=0.5)
+    assert not test & {message["content"] for row in rows for message in row}
+
+
+def test_every_trace_boxes_its_answer():
+    for problem, row in zip(
+        arithmetic.problems("train", 200, SUFFIX),
+        arithmetic.conversations(200, SUFFIX, seed=0, careful=0.5, practice=0.0),
+        strict=True,
+    ):
+        assert row[0]["content"] == problem.question
+        assert problem.answers == (last_box(row[1]["content"].split("</think>")[1]),)
+
+
+@given(st.integers(1, 7), st.integers(0, 1000))
+def test_hasty_lines_cover_all_operations(operations, seed):
+    lines = arithmetic.hasty_lines(Random(seed), operations)
+    assert sum(lines) == operations
+    assert set(lines) <= {1, 2, 3}
+
+
+def test_tokenizer_decodes_to_the_exact_text(tokenizer):
+    for row in arithmetic.conversations(200, SUFFIX, careful=0.3, practice=0.3):
+        text = tokenizer.apply_chat_template(row, tokenize=False)
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_number_is_the_same_token_everywhere(tokenizer):
+    number = tokenizer.convert_tokens_to_ids("77")
+    for text in ("Start with 77, first +5", "on 77 is 82.", r"\boxed{77}", "<think> 77."):
+        assert tokenizer(text)["input_ids"].count(number) == 1
+
+
+def test_conversations_are_written_as_jsonl(tmp_path):
+    rows = arithmetic.conversations(5, SUFFIX, careful=0.5, practice=0.0)
+    arithmetic.write_conversations(tmp_path / "a" / "sft.jsonl", rows)
+    lines = (tmp_path / "a" / "sft.jsonl").read_text().splitlines()
+    assert [json.loads(line)["messages"] for line in lines] == rows

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from polaris_jax.data.curriculum import Curriculum, draw, visited
+from polaris_jax.types import Group, Problem
+
+PROBLEMS = [Problem(str(i), f"question {i}", ("1",)) for i in range(10)]
+
+
+def batches(count, steps, seed=0, start=None):
+    curriculum = start or Curriculum()
+    for _ in range(steps):
+        batch, curriculum = draw(curriculum, PROBLEMS, count, seed)
+        yield [p.id for p in batch], curriculum
+
+
+def test_an_epoch_visits_every_problem_once():
+    seen = [id_ for batch, _ in batches(5, 2) for id_ in batch]
+    assert sorted(seen) == sorted(p.id for p in PROBLEMS)
+
+
+def test_epochs_and_seeds_have_their_own_orders():
+    first, second = [sum((b for b, _ in list(batches(5, 4, seed))[i : i + 2]), []) for i in (0, 2) for seed in (0,)]
+    assert first != second
+    assert list(batches(5, 2, seed=0))[0][0] != list(batches(5, 2, seed=1))[0][0]
+
+
+def test_going_on_from_a_saved_place_gives_the_same_batches():
+    whole = list(batches(3, 8))
+    assert list(batches(3, 5, start=whole[2][1])) == whole[3:]
+
+
+def test_a_batch_never_repeats_a_problem():
+    for batch, _ in batches(4, 20):
+        assert len(set(batch)) == 4
+
+
+def test_too_few_problems_are_refused():
+    with pytest.raises(ValueError, match="needs 11 problems, there are 10"):
+        draw(Curriculum(), PROBLEMS, 11, 0)
+
+
+def test_accuracy_is_that_of_the_last_visit():
+    curriculum = visited(Curriculum(), [Group(PROBLEMS[0], (), np.array([1, 0, 0, 0], np.float32))])
+    curriculum = visited(curriculum, [Group(PROBLEMS[0], (), np.array([1, 1, 0, 0], np.float32))])
+    assert curriculum.accuracy == {"0": 0.5}
