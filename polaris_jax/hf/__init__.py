@@ -1,0 +1,19 @@
+"""Hugging Face checkpoints and tokenizers, in and out."""
+
+from polaris_jax.hf.config import config_from_hf, config_from_json, config_to_hf, config_to_json
+from polaris_jax.hf.export import save
+from polaris_jax.hf.import_ import load
+from polaris_jax.hf.tokenizer import check_tokenizer, load_tokenizer, prompt_tokens, stop_ids
+
+__all__ = [
+    "check_tokenizer",
+    "config_from_hf",
+    "config_from_json",
+    "config_to_hf",
+    "config_to_json",
+    "load",
+    "load_tokenizer",
+    "prompt_tokens",
+    "save",
+    "stop_ids",
+]

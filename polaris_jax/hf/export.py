@@ -1,0 +1,173 @@
+"""Our parameters as a Hugging Face directory: safetensors with index, config, tokenizer, generation config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax.errors import UserError
+from polaris_jax.hf.config import config_to_hf, read_json
+from polaris_jax.hf.hub import TOKENIZER_FILES
+from polaris_jax.hf.names import Leaf, leaves
+from polaris_jax.hf.native import new_directory
+from polaris_jax.models.presets import ModelConfig, Yarn
+
+_SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+def save(
+    params: Any,
+    config: ModelConfig,
+    target_dir: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+    dtype: str = "bfloat16",
+    max_shard_bytes: int = 4 * 2**30,
+    yarn: Yarn | None = None,
+    generation_config: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the model as a directory that `transformers` loads; returns its path.
+
+    params: the parameter tree, on one device or many. tokenizer: an object, or a directory whose files are copied.
+    dtype: of the saved tensors: bfloat16, float16 or float32. max_shard_bytes: files are cut before they pass this,
+    though never within a tensor. yarn: a context extension for inference, written into config.json only.
+    generation_config: keys of generation_config.json, over those of the tokenizer's directory and its EOS.
+
+    Tensors are cast, fetched and written one by one. The directory appears whole, under its name, or not at all.
+    Raises UserError where the target holds something already (unless `overwrite`), for parameters that are not those
+    of `config`, and for an unknown dtype.
+    """
+    if dtype not in _SAFETENSORS_DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(_SAFETENSORS_DTYPES)}, found {dtype!r}")
+    parameters = list(leaves(config))
+    arrays = _matched(params, parameters)
+    described = config_to_hf(_with_yarn(config, yarn), dtype)
+    with new_directory(target_dir, overwrite=overwrite) as staging:
+        _write_weights(parameters, arrays, staging, dtype, max_shard_bytes)
+        generation = write_tokenizer(tokenizer, staging, generation_config)
+        described |= {key: generation[key] for key in ("bos_token_id", "eos_token_id") if key in generation}
+        _write_json(staging / "config.json", described)
+    return Path(target_dir)
+
+
+def write_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | str | Path | None,
+    directory: Path,
+    generation_config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Puts a tokenizer's files and generation_config.json into `directory`; returns what the latter says.
+
+    The generation config is that of the tokenizer's directory, if any, else its EOS and padding tokens, with
+    `generation_config` over it; without anything to say, no file is written.
+    """
+    generation = {}
+    source = tokenizer if isinstance(tokenizer, str | Path) else getattr(tokenizer, "name_or_path", "")
+    if isinstance(tokenizer, str | Path):
+        names = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
+        if "tokenizer_config.json" not in names:
+            raise UserError(f"{source}: no tokenizer here (tokenizer_config.json)")
+        for name in names:
+            shutil.copyfile(Path(source) / name, directory / name)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        generation = {key: value for key, value in ids.items() if value is not None}
+    if source and (Path(source) / "generation_config.json").is_file():
+        generation = read_json(Path(source) / "generation_config.json")
+    generation |= generation_config or {}
+    if generation:
+        _write_json(directory / "generation_config.json", generation)
+    return generation
+
+
+def _matched(params: Any, parameters: list[Leaf]) -> list[jax.Array]:
+    """The arrays in the order of `parameters`. Raises UserError where a path or a shape differs."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    found = {"/".join(str(key.key) for key in path): leaf for path, leaf in flat}
+    shapes = {path: tuple(leaf.shape) for path, leaf in found.items()}
+    expected = {leaf.path: leaf.shape for leaf in parameters}
+    if shapes != expected:
+        paths = sorted(path for path in shapes | expected if shapes.get(path) != expected.get(path))
+        path = paths[0]
+        raise UserError(
+            f"parameter {path}: found shape {shapes.get(path)}, the config expects {expected.get(path)}; "
+            f"{len(paths)} parameters differ"
+        )
+    return [found[leaf.path] for leaf in parameters]
+
+
+def _with_yarn(config: ModelConfig, yarn: Yarn | None) -> ModelConfig:
+    if yarn is None:
+        return config
+    longest = yarn.factor * yarn.original_max_position_embeddings
+    if yarn.factor < 1 or longest != int(longest):
+        raise UserError(
+            f"yarn: factor {yarn.factor} x original_max_position_embeddings {yarn.original_max_position_embeddings} "
+            "must be a whole number, and the factor at least 1"
+        )
+    return config.replace(yarn=yarn, max_position_embeddings=int(longest))
+
+
+def _write_weights(
+    parameters: list[Leaf], arrays: list[jax.Array], directory: Path, dtype: str, max_shard_bytes: int
+) -> None:
+    """The tensors in files of at most `max_shard_bytes`, and the index where there is more than one file."""
+    itemsize = jnp.dtype(dtype).itemsize
+    shards: list[list[tuple[str, Leaf, jax.Array, int]]] = [[]]
+    size = total = 0
+    for leaf, array in zip(parameters, arrays, strict=True):
+        for layer, name in enumerate(leaf.names):
+            nbytes = int(np.prod(leaf.tensor_shape)) * itemsize
+            if shards[-1] and size + nbytes > max_shard_bytes:
+                shards.append([])
+                size = 0
+            shards[-1].append((name, leaf, array, layer))
+            size, total = size + nbytes, total + nbytes
+    files = ["model.safetensors"]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        _write_safetensors(directory / file, shard, dtype)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name, *_ in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(directory / "model.safetensors.index.json", index)
+
+
+def _write_safetensors(path: Path, shard: list[tuple[str, Leaf, jax.Array, int]], dtype: str) -> None:
+    """One file, written as its tensors arrive: the library's own writer would need them all at once."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, leaf, _, _ in shard:
+        end = offset + int(np.prod(leaf.tensor_shape)) * jnp.dtype(dtype).itemsize
+        shape = list(leaf.tensor_shape)
+        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for tensor in _host_tensors(shard, dtype):
+            file.write(tensor.tobytes())
+
+
+def _host_tensors(shard: list[tuple[str, Leaf, jax.Array, int]], dtype: str) -> Iterator[np.ndarray]:
+    for _, leaf, array, layer in shard:
+        tensor = (array[layer] if leaf.stacked else array).astype(dtype)
+        tensor = np.asarray(tensor) if tensor.is_fully_addressable else multihost_utils.process_allgather(tensor)
+        yield np.ascontiguousarray(tensor.T if leaf.transposed else tensor)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Our own directories: what `import_hf.py` writes, and the parameters in a training run's directory.
+
+DIR/model.json                    the model's shape (hf.config_to_json)
+DIR/tokenizer/                    a Hugging Face tokenizer, with generation_config.json where there was one
+DIR/params/                       the parameters (orbax), or, in a run's directory,
+DIR/checkpoints/STEP/state/       the training state, of which `params` is read
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from polaris_jax.errors import UserError
+from polaris_jax.hf.config import config_from_json, config_to_json
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.transformer import init_params
+from polaris_jax.sharding.rules import param_shardings
+
+
+@contextmanager
+def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary directory beside `target` that takes its name when the block ends well, and is removed if not.
+
+    Raises UserError where `target` already holds something and `overwrite` is false, or cannot be made.
+    """
+    target = Path(target).expanduser().absolute()
+    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists already; remove it or name another target")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be made: {error.strerror}") from error
+    staging.chmod(0o755)
+    try:
+        yield staging
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            os.rename(target, old)
+            os.rename(staging, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def is_native(directory: Path) -> bool:
+    """Whether this is a directory of ours."""
+    return (directory / "model.json").is_file()
+
+
+def save_params(params: Any, config: ModelConfig, directory: Path) -> None:
+    """Writes model.json and params/ into an existing directory."""
+    (directory / "model.json").write_text(config_to_json(config), encoding="utf-8")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute() / "params", params)
+
+
+def load_params(directory: Path, mesh: Mesh, *, step: int | None = None) -> tuple[ModelConfig, Any]:
+    """The config, and the float32 parameters laid over `mesh`. step: which checkpoint of a run, default the newest.
+
+    Raises UserError where there is no such checkpoint or it does not fit model.json.
+    """
+    path = directory / "model.json"
+    config = config_from_json(path.read_text(encoding="utf-8"), path)
+    abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        param_shardings(config, mesh),
+    )
+    if step is None and (directory / "params").is_dir():
+        return config, _restore(directory / "params", abstract)
+    return config, _restore(_state_directory(directory, step), {"params": abstract})["params"]
+
+
+def _state_directory(directory: Path, step: int | None) -> Path:
+    checkpoints = directory / "checkpoints"
+    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    steps = sorted(int(name) for name in names if name.isdigit())
+    if not steps:
+        raise UserError(f"{directory}: no parameters here: neither params/ nor checkpoints/STEP/")
+    if step is not None and step not in steps:
+        raise UserError(f"{checkpoints}: no step {step}; there are {', '.join(map(str, steps))}")
+    return checkpoints / str(steps[-1] if step is None else step) / "state"
+
+
+def _restore(path: Path, abstract: Any) -> Any:
+    args = ocp.args.PyTreeRestore(
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(path.absolute(), args=args)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as the model of model.json: {error}") from error

@@ -1,0 +1,63 @@
+"""Tokenizers, prompts through the chat template, and the tokens that end a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import transformers  # its heavy parts are loaded when first used
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax.errors import UserError
+from polaris_jax.hf.config import read_json
+from polaris_jax.hf.hub import TOKENIZER_FILES, resolve
+
+
+def load_tokenizer(source: str | Path, *, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory, a hub name, or a directory of ours (its `tokenizer/`).
+
+    vocab_size: rows of the model's embedding, if known. Code from the hub is never run. Raises UserError when there
+    is no tokenizer, no chat template, no EOS token, or a token id beyond the embedding.
+    """
+    directory = resolve(source, TOKENIZER_FILES)
+    if (directory / "tokenizer").is_dir():
+        directory = directory / "tokenizer"
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"{directory}: no tokenizer here (tokenizer.json)")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers and tokenizers raise bare Exceptions for malformed files
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
+    check_tokenizer(tokenizer, directory, vocab_size=vocab_size)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str | Path, *, vocab_size: int | None = None) -> None:
+    """Raises UserError, naming `where`, for a tokenizer without chat template or EOS, or with too many tokens."""
+    if not tokenizer.chat_template:
+        raise UserError(f"{where}: no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{where}: no EOS token (eos_token in tokenizer_config.json): a response could never end")
+    largest = max(tokenizer.get_vocab().values())
+    if vocab_size is not None and largest >= vocab_size:
+        raise UserError(f"{where}: token ids go up to {largest}, but the model's embedding has {vocab_size} rows")
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, question: str | Sequence[dict[str, str]]) -> np.ndarray:
+    """int32 [prompt]: a user's question (or a list of role/content messages), up to where the assistant answers."""
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+    tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return np.asarray(tokens, np.int32)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a response, ascending: the tokenizer's EOS and those of `generation_config.json` beside it."""
+    ids = {tokenizer.eos_token_id}
+    path = Path(tokenizer.name_or_path) / "generation_config.json"
+    if path.is_file():
+        eos = read_json(path).get("eos_token_id")
+        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return tuple(sorted(ids))
