@@ -1,0 +1,116 @@
+"""Policy losses with one signature, the paper of each, and how token losses are weighted and summed.
+
+A loss is `loss(logprobs_RT, old_logprobs_RT, rows, algorithm) -> (loss_RT, below_RT, above_RT)`: the loss of every
+token, and where the ratio was clipped from below and from above (float32 0 / 1). Only values where `rows.mask` is 1
+count. `rows` is a `PackedBatch`; `algorithm` is the section of that name of the config.
+
+    paper                       loss    advantage  aggregation  clip
+    GRPO      2402.03300        grpo    group      sequence     equal below and above
+    DAPO      2503.14476        grpo    group      token        (0.2, 0.28), soft overlong punishment
+    Dr. GRPO  2503.20783        grpo    mean       constant     equal below and above
+    GSPO      2507.18071        gspo    group      sequence     (3e-4, 4e-4)
+    CISPO     2506.13585        cispo   group      token        (1.0, ...): no lower bound
+    RLOO      2402.14740        grpo    rloo       sequence
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from polaris_jax.types import PackedBatch
+
+MAX_LOG_RATIO = 20.0  # e^20: far beyond every clip, and still finite in float32
+
+
+def grpo_loss(logprobs_RT, old_logprobs_RT, rows: PackedBatch, algorithm: ConfigDict):
+    """-min(r A, clip(r, 1 - below, 1 + above) A) per token; GRPO, with DAPO's clip-higher (2503.14476, equation 8).
+
+    `algorithm.dual_clip` c > 0 bounds the loss of negative advantages at -c A (1912.09729, equation 2).
+    """
+    return _clipped(_ratio(logprobs_RT - old_logprobs_RT), rows.advantages, algorithm)
+
+
+def gspo_loss(logprobs_RT, old_logprobs_RT, rows: PackedBatch, algorithm: ConfigDict):
+    """The clipped loss of the sequence's ratio, the geometric mean of its tokens' (2507.18071, equations 5 to 7).
+
+    Every token of a sequence has the same value, so that the mean over the sequence is the paper's loss.
+    """
+    log_ratio_RT = (logprobs_RT - old_logprobs_RT) * rows.mask
+    tokens_RT = jnp.maximum(segment_sums(rows.mask, rows.segment_ids), 1)
+    mean_RT = segment_sums(log_ratio_RT, rows.segment_ids) / tokens_RT
+    return _clipped(_ratio(mean_RT), rows.advantages, algorithm)
+
+
+def cispo_loss(logprobs_RT, old_logprobs_RT, rows: PackedBatch, algorithm: ConfigDict):
+    """-stop_gradient(clip(r, 1 - below, 1 + above)) A log p: clipped tokens keep a gradient (2506.13585, eq. 4, 5)."""
+    ratio_RT = jax.lax.stop_gradient(_ratio(logprobs_RT - old_logprobs_RT))
+    below, above = algorithm.clip
+    clipped_RT = jnp.clip(ratio_RT, 1 - below, 1 + above)
+    return -clipped_RT * rows.advantages * logprobs_RT, _f32(ratio_RT < 1 - below), _f32(ratio_RT > 1 + above)
+
+
+def sft_loss(logprobs_RT, old_logprobs_RT, rows: PackedBatch, algorithm: ConfigDict):
+    """-log p of the token: supervised fine-tuning. The advantages are not looked at."""
+    del old_logprobs_RT, algorithm
+    nowhere_RT = jnp.zeros_like(logprobs_RT)
+    return -logprobs_RT, nowhere_RT, nowhere_RT
+
+
+LOSSES: dict[str, Callable] = {"grpo": grpo_loss, "gspo": gspo_loss, "cispo": cispo_loss, "sft": sft_loss}
+
+
+def _f32(condition):
+    return condition.astype(jnp.float32)
+
+
+def _ratio(log_ratio):
+    return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _clipped(ratio_RT, advantages_RT, algorithm):
+    below, above = algorithm.clip
+    plain_RT = -ratio_RT * advantages_RT
+    loss_RT = jnp.maximum(plain_RT, -jnp.clip(ratio_RT, 1 - below, 1 + above) * advantages_RT)
+    if algorithm.dual_clip:
+        loss_RT = jnp.where(advantages_RT < 0, jnp.minimum(loss_RT, -algorithm.dual_clip * advantages_RT), loss_RT)
+    return (
+        loss_RT,
+        _f32((ratio_RT < 1 - below) & (advantages_RT < 0)),
+        _f32((ratio_RT > 1 + above) & (advantages_RT > 0)),
+    )
+
+
+def k3(log_ratio):
+    """exp(x) - x - 1, for x = log q/p on samples of p an unbiased, non-negative estimate of KL(p, q).
+
+    Schulman, "Approximating KL divergence", 2020, and GRPO (2402.03300, equation 4) with q the reference.
+    """
+    return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - log_ratio - 1
+
+
+def segment_sums(values_RT: jax.Array, segment_ids_RT: jax.Array) -> jax.Array:
+    """At each slot the sum of `values_RT` over its row's slots of the same segment; float32 [R, T]."""
+    R, T = values_RT.shape
+    slots_RT = jnp.abs(segment_ids_RT) + jnp.arange(R)[:, None] * (T + 1)
+    sums_S = jax.ops.segment_sum(values_RT.reshape(-1), slots_RT.reshape(-1), num_segments=R * (T + 1))
+    return sums_S[slots_RT]
+
+
+def token_weights(rows: PackedBatch, aggregation: str) -> jax.Array:
+    """What each token's loss is multiplied with before the sum, float32 [R, T]; the sum is divided by `denominator`."""
+    if aggregation == "sequence":
+        return rows.mask / jnp.maximum(segment_sums(rows.mask, rows.segment_ids), 1)
+    return rows.mask
+
+
+def denominator(aggregation: str, tokens, sequences, max_response_tokens: int):
+    """What the summed loss of the whole batch is divided by, once.
+
+    tokens, sequences: learnt tokens of the batch, and sequences that have any. "token": tokens (DAPO). "sequence":
+    sequences (GRPO). "constant": sequences times `max_response_tokens`, the same whatever was sampled (Dr. GRPO).
+    """
+    return {"token": tokens, "sequence": sequences, "constant": sequences * max_response_tokens}[aggregation]

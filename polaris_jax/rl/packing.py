@@ -1,0 +1,124 @@
+"""Sequences of many lengths packed into rows of a few fixed lengths, without cutting or dropping any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from polaris_jax.types import Group, PackedBatch
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One training sequence of n tokens.
+
+    tokens: int32 [n], n >= 2. mask: float32 [n], 1 where the token is learnt; the first token cannot be.
+    advantage: of the whole sequence. behaviour_logprobs: float32 [n], nats, the sampler's log-prob of each token (0
+    where it sampled none). off_policy: the ratio is taken to the recorded `behaviour_logprobs` even where the rest of
+    the batch is on-policy, as for a response from an earlier visit.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    advantage: float = 1.0
+    behaviour_logprobs: np.ndarray | None = None
+    off_policy: bool = False
+
+
+def from_rollouts(
+    groups: Iterable[Group], advantages_NG: np.ndarray, off_policy: frozenset[tuple[int, int]] = frozenset()
+) -> list[Sequence]:
+    """One `Sequence` per rollout: the prompt, then the response, which is what is learnt.
+
+    advantages_NG: float32 [groups, samples]. off_policy: (group, sample) of the rollouts the current policy did not
+    sample. An empty response raises ValueError: there is nothing to learn from.
+    """
+    sequences = []
+    for n, (group, advantages) in enumerate(zip(groups, advantages_NG, strict=True)):
+        for g, (rollout, advantage) in enumerate(zip(group.rollouts, advantages, strict=True)):
+            prompt = len(rollout.prompt_tokens)
+            if not prompt or not len(rollout.tokens):
+                raise ValueError(f"problem {rollout.problem_id} sample {rollout.sample}: empty prompt or response")
+            tokens = np.concatenate([rollout.prompt_tokens, rollout.tokens]).astype(np.int32)
+            mask = np.zeros(len(tokens), np.float32)
+            mask[prompt:] = 1
+            logprobs = np.zeros(len(tokens), np.float32)
+            logprobs[prompt:] = rollout.logprobs
+            sequences.append(Sequence(tokens, mask, float(advantage), logprobs, (n, g) in off_policy))
+    return sequences
+
+
+def pack(sequences: Seq[Sequence], updates: ConfigDict) -> tuple[list[PackedBatch], dict[str, float]]:
+    """Packs by first-fit-decreasing into batches of [updates.rows, row length], and tells how full they are.
+
+    updates: that section of the config. `row_lengths`: the lengths a row may have, in slots (a sequence of n tokens
+    takes n - 1); a sequence goes to the shortest that holds it, or to the free end of a longer row. `minibatches`:
+    sequences are dealt in turn to this many parts, and the list returned splits into that many equal runs, one a
+    part (made equal with batches that are all padding).
+
+    The segment ids of off-policy sequences are negative (`-segment` instead of `segment`); all else is as
+    `PackedBatch` says. Returns the batches, all sequences in them whole, and "packing_efficiency": real tokens over
+    slots, padded rows included. Raises ValueError for a sequence longer than every row, or of fewer than two tokens.
+    """
+    lengths = sorted(updates.row_lengths)
+    parts = []
+    for part in range(updates.minibatches):
+        batches = []
+        for length, bins in _fill(sequences[part :: updates.minibatches], lengths).items():
+            chunks = [bins[i : i + updates.rows] for i in range(0, len(bins), updates.rows)]
+            batches += [_batch(chunk, updates.rows, length) for chunk in chunks]
+        parts.append(batches)
+    used = sum(len(sequence.tokens) - 1 for sequence in sequences)
+    slots = sum(batch.tokens.size for batches in parts for batch in batches)
+    longest, empty = max(map(len, parts)), _batch([], updates.rows, lengths[0])
+    batches = [batch for batches in parts for batch in batches + [empty] * (longest - len(batches))]
+    return batches, {"packing_efficiency": used / max(slots, 1)}
+
+
+def _fill(sequences: Seq[Sequence], lengths: Seq[int]) -> dict[int, list[list[Sequence]]]:
+    """First-fit-decreasing: for each row length the rows, each a list of sequences that fit in it."""
+    bins: dict[int, list[list[Sequence]]] = {length: [] for length in lengths}
+    free: dict[int, list[int]] = {length: [] for length in lengths}
+    for sequence in sorted(sequences, key=lambda sequence: -len(sequence.tokens)):
+        size = len(sequence.tokens) - 1
+        length = next((length for length in lengths if length >= size), None)
+        if size < 1 or length is None:
+            raise ValueError(
+                f"a sequence of {size + 1} tokens: rows hold 2 to {lengths[-1] + 1}; see updates.row_lengths"
+            )
+        # The free end of a longer row costs nothing more, so those are tried first.
+        for longer in reversed([other for other in lengths if other >= length]):
+            row = next((row for row, room in enumerate(free[longer]) if room >= size), None)
+            if row is not None:
+                bins[longer][row].append(sequence)
+                free[longer][row] -= size
+                break
+        else:
+            bins[length].append([sequence])
+            free[length].append(length - size)
+    return bins
+
+
+def _batch(bins: Seq[Seq[Sequence]], rows: int, length: int) -> PackedBatch:
+    """One PackedBatch [rows, length]; rows without sequences are padding."""
+    integers, floats = np.zeros((4, rows, length), np.int32), np.zeros((3, rows, length), np.float32)
+    tokens, targets, positions, segment_ids = integers
+    mask, advantages, behaviour_logprobs = floats
+    for row, sequences in enumerate(bins):
+        start = 0
+        for segment, sequence in enumerate(sequences, start=1):
+            slots = slice(start, start + len(sequence.tokens) - 1)
+            tokens[row, slots] = sequence.tokens[:-1]
+            targets[row, slots] = sequence.tokens[1:]
+            positions[row, slots] = np.arange(len(sequence.tokens) - 1)
+            segment_ids[row, slots] = -segment if sequence.off_policy else segment
+            mask[row, slots] = sequence.mask[1:]
+            advantages[row, slots] = sequence.advantage * sequence.mask[1:]
+            if sequence.behaviour_logprobs is not None:
+                behaviour_logprobs[row, slots] = sequence.behaviour_logprobs[1:]
+            start = slots.stop
+    return PackedBatch(tokens, targets, positions, segment_ids, mask, advantages, behaviour_logprobs)
