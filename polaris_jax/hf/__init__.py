@@ -1,6 +1,7 @@
 """Hugging Face checkpoints and tokenizers, in and out."""
 
 from polaris_jax.hf.config import config_from_hf, config_from_json, config_to_hf, config_to_json
+from polaris_jax.hf.convert import export_model, import_model
 from polaris_jax.hf.export import save
 from polaris_jax.hf.import_ import load
 from polaris_jax.hf.tokenizer import check_tokenizer, load_tokenizer, prompt_tokens, stop_ids
@@ -11,6 +12,8 @@ __all__ = [
     "config_from_json",
     "config_to_hf",
     "config_to_json",
+    "export_model",
+    "import_model",
     "load",
     "load_tokenizer",
     "prompt_tokens",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,14 @@ def _write_safetensors(path: Path, shard: list[tuple[str, Leaf, jax.Array, int]]
 
 def _host_tensors(shard: list[tuple[str, Leaf, jax.Array, int]], dtype: str) -> Iterator[np.ndarray]:
     for _, leaf, array, layer in shard:
-        tensor = (array[layer] if leaf.stacked else array).astype(dtype)
+        tensor = _cast_layer(array, np.int32(layer), dtype) if leaf.stacked else array.astype(dtype)
         tensor = np.asarray(tensor) if tensor.is_fully_addressable else multihost_utils.process_allgather(tensor)
         yield np.ascontiguousarray(tensor.T if leaf.transposed else tensor)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _cast_layer(array: jax.Array, layer: jax.Array, dtype: str) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, layer, keepdims=False).astype(dtype)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

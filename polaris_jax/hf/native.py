@@ -28,15 +28,21 @@ from polaris_jax.models.transformer import init_params
 from polaris_jax.sharding.rules import param_shardings
 
 
+def check_target(target: str | Path, *, overwrite: bool = False) -> Path:
+    """The absolute path of a directory to be written. Raises UserError where something is there already."""
+    target = Path(target).expanduser().absolute()
+    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists already; remove it or name another target")
+    return target
+
+
 @contextmanager
 def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary directory beside `target` that takes its name when the block ends well, and is removed if not.
 
     Raises UserError where `target` already holds something and `overwrite` is false, or cannot be made.
     """
-    target = Path(target).expanduser().absolute()
-    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: exists already; remove it or name another target")
+    target = check_target(target, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
