@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import is_config_flag
 
 from polaris_jax.errors import UserError
@@ -38,6 +38,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except _PARSE_ERRORS as error:
         message = f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise UserError(message) from error
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # else absl shows what libraries log at INFO
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from polaris_jax.errors import UserError
 from polaris_jax.hf import native
+from polaris_jax.hf.config import config_from_hf, read_json
 from polaris_jax.hf.export import save, write_tokenizer
 from polaris_jax.hf.hub import MODEL_FILES, TOKENIZER_FILES, resolve
 from polaris_jax.hf.import_ import load
@@ -22,9 +23,10 @@ def import_model(source: str | Path, target: str | Path) -> ModelConfig:
     directory = resolve(source, (*MODEL_FILES, *TOKENIZER_FILES))
     if native.is_native(directory):
         raise UserError(f"{source}: already a directory of ours; `config.model.path` takes it as it is")
+    path = directory / "config.json"
+    load_tokenizer(directory, vocab_size=config_from_hf(read_json(path), path).vocab_size)
     with native.new_directory(target) as staging:
         config, params = load(directory)
-        load_tokenizer(directory, vocab_size=config.vocab_size)
         native.save_params(params, config, staging)
         (staging / "tokenizer").mkdir()
         write_tokenizer(directory, staging / "tokenizer")

@@ -16,10 +16,11 @@ from jax.experimental import multihost_utils
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.errors import UserError
-from polaris_jax.hf.config import config_to_hf, read_json
+from polaris_jax.hf.config import config_to_hf
 from polaris_jax.hf.hub import TOKENIZER_FILES
 from polaris_jax.hf.names import Leaf, leaves
 from polaris_jax.hf.native import new_directory
+from polaris_jax.hf.tokenizer import eos_ids, load_tokenizer, read_generation_config, stop_ids
 from polaris_jax.models.presets import ModelConfig, Yarn
 
 _SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -42,7 +43,7 @@ def save(
     params: the parameter tree, on one device or many. tokenizer: an object, or a directory whose files are copied.
     dtype: of the saved tensors: bfloat16, float16 or float32. max_shard_bytes: files are cut before they pass this,
     though never within a tensor. yarn: a context extension for inference, written into config.json only.
-    generation_config: keys of generation_config.json, over those of the tokenizer's directory and its EOS.
+    generation_config: keys of generation_config.json, over those that come with the tokenizer.
 
     Tensors are cast, fetched and written one by one. The directory appears whole, under its name, or not at all.
     Raises UserError where the target holds something already (unless `overwrite`), for parameters that are not those
@@ -68,23 +69,25 @@ def write_tokenizer(
 ) -> dict[str, Any]:
     """Puts a tokenizer's files and generation_config.json into `directory`; returns what the latter says.
 
-    The generation config is that of the tokenizer's directory, if any, else its EOS and padding tokens, with
-    `generation_config` over it; without anything to say, no file is written.
+    The generation config is that of the tokenizer's directory, if any, with every token that ends a response here
+    (`hf.stop_ids`) and the padding token, and with `generation_config` over it. Without tokenizer and
+    `generation_config`, no file is written.
     """
-    generation = {}
-    source = tokenizer if isinstance(tokenizer, str | Path) else getattr(tokenizer, "name_or_path", "")
+    generation: dict[str, Any] = {}
     if isinstance(tokenizer, str | Path):
-        names = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
-        if "tokenizer_config.json" not in names:
-            raise UserError(f"{source}: no tokenizer here (tokenizer_config.json)")
-        for name in names:
-            shutil.copyfile(Path(source) / name, directory / name)
+        source = Path(tokenizer)
+        tokenizer = load_tokenizer(source)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / name)
     elif tokenizer is not None:
         tokenizer.save_pretrained(directory)
-        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        generation = {key: value for key, value in ids.items() if value is not None}
-    if source and (Path(source) / "generation_config.json").is_file():
-        generation = read_json(Path(source) / "generation_config.json")
+    if tokenizer is not None:
+        generation, stops = read_generation_config(tokenizer), stop_ids(tokenizer)
+        if set(stops) - {*eos_ids(generation)}:
+            generation["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
+        if tokenizer.pad_token_id is not None:
+            generation.setdefault("pad_token_id", tokenizer.pad_token_id)
     generation |= generation_config or {}
     if generation:
         _write_json(directory / "generation_config.json", generation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers  # its heavy parts are loaded when first used
@@ -55,9 +56,16 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, question: str | Sequence[d
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that end a response, ascending: the tokenizer's EOS and those of `generation_config.json` beside it."""
-    ids = {tokenizer.eos_token_id}
+    return tuple(sorted({tokenizer.eos_token_id, *eos_ids(read_generation_config(tokenizer))}))
+
+
+def read_generation_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """`generation_config.json` of the directory that the tokenizer was loaded from; empty where there is none."""
     path = Path(tokenizer.name_or_path) / "generation_config.json"
-    if path.is_file():
-        eos = read_json(path).get("eos_token_id")
-        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return tuple(sorted(ids))
+    return read_json(path) if tokenizer.name_or_path and path.is_file() else {}
+
+
+def eos_ids(generation_config: dict[str, Any]) -> list[int]:
+    """Its `eos_token_id`, which may be absent, a number or a list, as a list."""
+    eos = generation_config.get("eos_token_id")
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]

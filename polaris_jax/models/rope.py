@@ -12,14 +12,14 @@ from polaris_jax.models.presets import ModelConfig, Yarn
 
 def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
     """Rotation speeds float32 [d / 2] in radians per position, and the factor on cos and sin."""
-    half = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    frequencies = (1.0 / np.float32(config.rope_theta) ** half).astype(np.float32)
+    half = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    periods = np.float32(config.rope_theta) ** half
     if config.yarn is None:
-        return frequencies, 1.0
-    return _yarn_frequencies(frequencies, config.rope_theta, config.head_dim, config.yarn)
+        return 1 / periods, 1.0
+    return _yarn_frequencies(periods, config.rope_theta, config.head_dim, config.yarn)
 
 
-def _yarn_frequencies(frequencies: np.ndarray, theta: float, head_dim: int, yarn: Yarn) -> tuple[np.ndarray, float]:
+def _yarn_frequencies(periods: np.ndarray, theta: float, head_dim: int, yarn: Yarn) -> tuple[np.ndarray, float]:
     """Fast rotations are kept, slow ones divided by the factor, with a linear ramp in between (YaRN, section 3.2)."""
 
     def dimension(rotations: float) -> float:
@@ -28,13 +28,14 @@ def _yarn_frequencies(frequencies: np.ndarray, theta: float, head_dim: int, yarn
 
     low = max(math.floor(dimension(yarn.beta_fast)), 0)
     high = min(math.ceil(dimension(yarn.beta_slow)), head_dim - 1)
-    width = high - low if high > low else 0.001  # avoids the division by zero
-    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / width, 0, 1)
-    scaled = frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
+    width = (high - low) or 0.001  # avoids the division by zero
+    kept = 1 - np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / np.float32(width), 0, 1)
+    # transformers' order of operations: at position 90,000 a last bit here is a visible angle
+    scaled = 1 / (np.float32(yarn.factor) * periods) * (1 - kept) + 1 / periods * kept
     attention_factor = yarn.attention_factor
     if attention_factor is None:  # section 3.4: equivalent to a temperature on the attention logits
         attention_factor = 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
-    return scaled.astype(np.float32), attention_factor
+    return scaled, attention_factor
 
 
 def rope_tables(positions_BT: jnp.ndarray, config: ModelConfig) -> tuple[jnp.ndarray, jnp.ndarray]:
