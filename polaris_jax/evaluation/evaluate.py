@@ -1,0 +1,175 @@
+"""Evaluation: sample responses to problems, judge each as it finishes, and score what came out."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax.data.prompts import make_prompts
+from polaris_jax.errors import UserError
+from polaris_jax.evaluation import scores
+from polaris_jax.evaluation.records import Journal, Record, Responses, group
+from polaris_jax.evaluation.votes import answer_groups
+from polaris_jax.rewards import Reason, VerifierPool
+from polaris_jax.types import Problem, Rollout
+
+Progress = Callable[[int, int], None]  # responses judged so far, and in all
+
+
+class Evaluation(NamedTuple):
+    """problems: those evaluated. records: every judged response. scores: what `summarize` says of them."""
+
+    problems: list[Problem]
+    records: list[Record]
+    scores: dict[str, dict[str, Any]]
+
+
+def evaluate(
+    params: Any,
+    engine: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    sampling: Any,
+    samples: int,
+    seed: int,
+    verifier: VerifierPool,
+    *,
+    max_prompt_tokens: int,
+    journal: Journal | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Evaluation:
+    """Samples `samples` responses a problem and scores them; each is judged while others are still sampled.
+
+    engine, sampling: a `RolloutEngine` and its `Sampling`. problems: of one or several benchmarks, named by their
+    `source`; those whose prompt has more than `max_prompt_tokens` are left out. journal: takes each record as it
+    comes; problems it holds in full are not sampled again. A sample's randomness has an address, so the result is that
+    of an unbroken run.
+    """
+    prompts = make_prompts(problems, tokenizer, max_prompt_tokens)
+    problems = [problem for problem in problems if problem.id in prompts]
+    wanted = {(problem.source, problem.id, sample) for problem in problems for sample in range(samples)}
+    records = {_address(record): record for record in (journal.records if journal else ())}
+    records = {address: record for address, record in records.items() if address in wanted}
+    missing = {problem_id for _, problem_id, _ in wanted - records.keys()}
+    by_id: dict[str, list[Problem]] = {}  # a problem may be in two benchmarks: it is sampled once
+    for problem in problems:
+        by_id.setdefault(problem.id, []).append(problem)
+    pending: deque[tuple[Problem, Rollout, str, Future]] = deque()
+
+    def settle(wait: bool) -> None:
+        while pending and (wait or pending[0][-1].done()):
+            problem, rollout, response, verdict = pending.popleft()
+            record = Record(
+                problem.source,
+                problem.id,
+                rollout.sample,
+                response,
+                len(rollout.tokens),
+                rollout.finish_reason,
+                verdict.result().correct,
+                str(verdict.result().reason),
+            )
+            if _address(record) not in records:
+                records[_address(record)] = record
+                if journal:
+                    journal.write(record)
+                progress(len(records), len(wanted))
+
+    todo = [prompts[problem_id] for problem_id in by_id if problem_id in missing]
+    for rollout in engine.generate(params, todo, samples, sampling, seed) if todo else ():
+        response = response_text(rollout, tokenizer)
+        for problem in by_id[rollout.problem_id]:
+            pending.append((problem, rollout, response, verifier.submit(response, problem.answers)))
+        settle(wait=False)
+    settle(wait=True)
+    kept = [records[address] for address in sorted(records)]
+    return Evaluation(problems, kept, summarize(problems, kept, verifier))
+
+
+def judge(given: Sequence[Responses], verifier: VerifierPool) -> Evaluation:
+    """Judges and scores responses that were sampled elsewhere (`records.read_responses`)."""
+    verdicts = [[verifier.submit(response, row.problem.answers) for response in row.responses] for row in given]
+    records = [
+        Record(
+            row.problem.source,
+            row.problem.id,
+            sample,
+            row.responses[sample],
+            row.lengths[sample],
+            row.finish_reasons[sample],
+            verdict.result().correct,
+            str(verdict.result().reason),
+        )
+        for row, futures in zip(given, verdicts, strict=True)
+        for sample, verdict in enumerate(futures)
+    ]
+    problems = [row.problem for row in given]
+    return Evaluation(problems, records, summarize(problems, records, verifier))
+
+
+def summarize(
+    problems: Sequence[Problem], records: Sequence[Record], verifier: VerifierPool
+) -> dict[str, dict[str, Any]]:
+    """The scores of each benchmark, ready for JSON.
+
+    Per benchmark: `problems`; `samples`, K of each problem; `avg@K`, `pass@k` for k = 1, 2, 4, ... and K, `maj@K` and
+    `length` (tokens), each as {mean, low, high} with the 95% interval over problems; the shares `no_box` (nothing
+    boxed after the thinking) and `cut_off` (ended by the token limit); `reasons`, the share of each verdict. What is
+    not known is None. Raises UserError where problems have different numbers of samples.
+    """
+    grouped = group(records)
+    result = {}
+    for benchmark in dict.fromkeys(problem.source for problem in problems):
+        members = [problem for problem in problems if problem.source == benchmark]
+        rows = [grouped.get((benchmark, problem.id), []) for problem in members]
+        counts = [len(row) for row in rows]
+        if min(counts) < max(counts) or not min(counts):
+            raise UserError(
+                f"{benchmark}: problems have {min(counts)} to {max(counts)} responses, expected the same number of each"
+            )
+        result[benchmark] = _scores(members, rows, verifier)
+    return result
+
+
+def response_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The response without the token that stopped it."""
+    return tokenizer.decode(rollout.tokens[:-1] if rollout.finish_reason == "stop" else rollout.tokens)
+
+
+def _scores(problems: list[Problem], rows: list[list[Record]], verifier: VerifierPool) -> dict[str, Any]:
+    samples = len(rows[0])
+    every = [record for row in rows for record in row]
+    correct_PK = np.array([[record.correct for record in row] for row in rows])
+    ks = [k for k in (2**i for i in range(samples.bit_length())) if k < samples] + [samples]
+    reasons = Counter(record.reason for record in every)
+    lengths = None
+    if all(record.length is not None for record in every):
+        lengths = np.mean([[record.length for record in row] for row in rows], axis=1)
+    cut_off = None
+    if all(record.finish_reason is not None for record in every):
+        cut_off = sum(record.finish_reason == "length" for record in every) / len(every)
+    return {
+        "problems": len(problems),
+        "samples": samples,
+        f"avg@{samples}": _interval(scores.average(correct_PK)),
+        **{f"pass@{k}": _interval(scores.pass_at_k(correct_PK, k)) for k in ks},
+        f"maj@{samples}": _interval(scores.majority(answer_groups(problems, rows, verifier), correct_PK)),
+        "length": None if lengths is None else _interval(lengths, (0, np.inf)),
+        "no_box": (reasons[Reason.NO_BOX] + reasons[Reason.NO_THINK_END]) / len(every),
+        "cut_off": cut_off,
+        "reasons": {str(reason): count / len(every) for reason, count in sorted(reasons.items())},
+    }
+
+
+def _interval(values_P: np.ndarray, bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, float | None]:
+    found = scores.estimate(values_P, bounds)._asdict()
+    return {name: None if np.isnan(value) else float(value) for name, value in found.items()}
+
+
+def _address(record: Record) -> tuple[str, str, int]:
+    return record.benchmark, record.problem_id, record.sample
