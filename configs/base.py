@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
     c.rollout.cache_dtype = ""  # "": the model's dtype
     c.rollout.cache_gib = 0.0  # page pool in GiB a device; 0: enough for every slot's longest sequence
     c.rollout.tokens_per_call = 32  # decoded on the device between two looks by the host
+    c.rollout.yarn_factor = 1.0  # of context extension at inference; 1: off
+    c.rollout.yarn_attention_factor = 1.0  # on cos and sin; the recipe found YaRN's own worse
 
     c.algorithm = ConfigDict()
     c.algorithm.loss = "grpo"  # grpo, gspo, cispo or sft: rl/losses.py, with the settings of each paper

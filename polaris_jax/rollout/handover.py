@@ -1,0 +1,60 @@
+"""The trainer's parameters on the sampler's devices: one jitted cast and reshard, nothing through the host."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.sharding.mesh import AXES
+from polaris_jax.sharding.rules import param_shardings
+
+
+def lane_meshes(mesh: Mesh) -> list[Mesh]:
+    """One mesh for each group of this process's devices that holds the model once: `tensor` devices, other axes 1.
+
+    Raises ValueError when the tensor axis spans processes, since each process decodes at its own pace.
+    """
+    devices_XN = np.moveaxis(mesh.devices, AXES.index("tensor"), -1).reshape(-1, mesh.shape["tensor"])
+    lanes = []
+    for devices_N in devices_XN:
+        owners = {device.process_index for device in devices_N}
+        if len(owners) > 1:
+            raise ValueError(
+                f"mesh axis tensor={len(devices_N)} spans processes {sorted(owners)}: sampling needs it in one"
+            )
+        if owners == {jax.process_index()}:
+            shape = [len(devices_N) if axis == "tensor" else 1 for axis in AXES]
+            lanes.append(Mesh(devices_N.reshape(shape), AXES, axis_types=mesh.axis_types))
+    return lanes
+
+
+class HandOver:
+    """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each lane."""
+
+    def __init__(self, model: ModelConfig, mesh: Mesh, lanes: list[Mesh]):
+        self._lanes = lanes
+        self._lane_shardings = [param_shardings(model, lane) for lane in lanes]
+        spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), param_shardings(model, mesh))
+        self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=spread)
+
+    def __call__(self, params: Any) -> list[Any]:
+        spread = self._cast(params)
+        return [
+            jax.tree.map(partial(_on_lane, devices=set(lane.devices.flat)), spread, shardings)
+            for lane, shardings in zip(self._lanes, self._lane_shardings, strict=True)
+        ]
+
+
+def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+def _on_lane(x: jax.Array, sharding: NamedSharding, devices: set[jax.Device]) -> jax.Array:
+    """The part of a global array that lies on a lane, as an array of that lane; no data moves."""
+    shards = [shard.data for shard in x.addressable_shards if shard.device in devices]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
