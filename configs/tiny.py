@@ -21,8 +21,8 @@ def get_config():
     c.rollout.page_size = 16
     c.rollout.tokens_per_call = 16
 
-    c.updates.row_lengths = (128, 256)
-    c.updates.rows = 32
+    c.updates.row_lengths = (256,)
+    c.updates.rows = 8
 
     c.optimizer.learning_rate = 3e-4
 
@@ -31,7 +31,7 @@ def get_config():
 
     c.sft.data = "arithmetic"
     c.sft.steps = 1600
-    c.sft.batch_size = 32
+    c.sft.batch_size = 28
     c.sft.learning_rate = 3e-3
     c.sft.warmup_steps = 20
 

@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from polaris_jax import config as configs
 from polaris_jax.data.curriculum import Curriculum, draw, visited
 from polaris_jax.data.prompts import make_prompts
+from polaris_jax.evaluation.evaluate import response_text
+from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.packing import from_rollouts, pack
@@ -105,15 +107,14 @@ def train_step(
 
     rewards_NG = np.stack([group.rewards for group in groups])
     advantages_NG = ADVANTAGES[config.algorithm.advantage](rewards_NG)
-    c = config.updates
-    batches, _ = pack(from_rollouts(groups, advantages_NG), c.row_lengths, c.rows, c.minibatches)
+    batches, packing = pack(from_rollouts(groups, advantages_NG), config.updates)
     phase("update")
     state, update_metrics = update(state, batches, sampling.temperature)
     finished = time.perf_counter()
 
     metrics = group_metrics(groups) | {f"verdict/{reason}": share for reason, share in reasons.items()}
     metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
-    metrics |= {f"update/{name}": value for name, value in update_metrics.items()}
+    metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {
         "tokens_per_s": sum(len(r.tokens) for g in groups for r in g.rollouts) / (finished - started),
         "seconds/rollout": sampled - started,
@@ -142,8 +143,7 @@ def sample_groups(
     by_id = {problem.id: problem for problem in problems}
     finished: dict[tuple[str, int], tuple[Rollout, Any]] = {}
     for rollout in engine.generate(params, [prompts[p.id] for p in problems], samples, sampling, seed):
-        response = tokenizer.decode(rollout.tokens)
-        verdict = pool.submit(response, by_id[rollout.problem_id].answers)
+        verdict = pool.submit(response_text(rollout, tokenizer), by_id[rollout.problem_id].answers)
         finished[rollout.problem_id, rollout.sample] = rollout, verdict
         phase(f"{len(finished)} of {len(problems) * samples} rollouts")
     groups = []

@@ -43,17 +43,17 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
         state, host = restored
         place = Curriculum(**host["place"])
 
-    update, rows = make_update(model, config, mesh), config.updates
+    update = make_update(model, config, mesh)
     steps, start = config.training.steps, int(state.step)
     with MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log:
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
             batch, place = draw(place, conversations, config.sft.batch_size, config.seed)
-            batches, _ = pack([Sequence(tokens, mask) for tokens, mask in batch], rows.row_lengths, rows.rows)
+            batches, packing = pack([Sequence(tokens, mask) for tokens, mask in batch], config.updates)
             state, metrics = update(state, batches, 1.0)
             seconds = time.perf_counter() - began
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}
-            log.write(step, metrics | speed)
+            log.write(step, packing | metrics | speed)
             if step % config.training.checkpoint_every == 0 or step == steps:
                 checkpoint.save(checkpoints, state, {"place": asdict(place)})
         return log.history()

@@ -1,0 +1,21 @@
+"""Supervised fine-tuning: python experiments/sft.py --config=configs/tiny.py --workdir=runs/tiny_sft"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from polaris_jax import cli
+from polaris_jax.training import sft
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go. An unfinished run there is gone on with.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+    history = sft.run(CONFIG.value, WORKDIR.value)
+    history.plot(("loss", "entropy")).savefig(f"{WORKDIR.value}/training.png", dpi=120)
+    print(f"metrics, checkpoints and training.png: {history.workdir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,21 @@
+"""GRPO training: python experiments/train.py --config=configs/tiny.py --workdir=runs/tiny --config.rollout.samples=16"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from polaris_jax import cli
+from polaris_jax.training import loop
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go. An unfinished run there is gone on with.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+    history = loop.run(CONFIG.value, WORKDIR.value)
+    history.plot().savefig(f"{WORKDIR.value}/training.png", dpi=120)
+    print(f"metrics, samples, checkpoints and training.png: {history.workdir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
