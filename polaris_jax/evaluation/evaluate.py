@@ -80,6 +80,7 @@ def evaluate(
                     journal.write(record)
                 progress(len(records), len(wanted))
 
+    progress(len(records), len(wanted))
     todo = [prompts[problem_id] for problem_id in by_id if problem_id in missing]
     for rollout in engine.generate(params, todo, samples, sampling, seed) if todo else ():
         response = response_text(rollout, tokenizer)

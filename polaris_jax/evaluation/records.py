@@ -44,24 +44,19 @@ class Journal:
     """Records on disk, one JSON line each, written as they come, so that a killed evaluation loses only a few.
 
     settings: what the records depend on (model, sampling, seed, ...), kept in the first line. `records` holds what was
-    there before. Raises UserError where the file belongs to other settings or has a broken line; a last line that was
-    not finished is dropped.
+    there before; nothing is written before the first new record. Raises UserError where the file belongs to other
+    settings or has a broken line; a last line that was not finished is dropped.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        whole, _, _ = self._file.read().rpartition(b"\n")
+        self._path, self._file = Path(path), None
+        self._settings = json.loads(json.dumps(dict(settings)))
+        whole, end, _ = (self._path.read_bytes() if self._path.exists() else b"").rpartition(b"\n")
+        self._size = len(whole + end)
         lines = whole.splitlines()
-        self._file.truncate(len(whole) + 1 if lines else 0)
-        settings = json.loads(json.dumps(dict(settings)))
         if lines:
-            _check_settings(path, _parse_line(path, 1, lines[0]), settings)
-        else:
-            self._write(settings)
-        self.records = [_record(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+            _check_settings(self._path, _parse_line(self._path, 1, lines[0]), self._settings)
+        self.records = [_record(self._path, number, line) for number, line in enumerate(lines[1:], start=2)]
 
     def write(self, record: Record) -> None:
         """Appends a record and hands it to the operating system."""
@@ -69,7 +64,8 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +74,12 @@ class Journal:
         self.close()
 
     def _write(self, value: dict[str, Any]) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab")
+            self._file.truncate(self._size)
+            if not self._size:
+                self._write(self._settings)
         self._file.write(json.dumps(value).encode() + b"\n")
         self._file.flush()
 

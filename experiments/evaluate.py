@@ -1,0 +1,85 @@
+r"""Evaluates a model on benchmarks, scores the responses of another, or compares evaluations.
+
+    python experiments/evaluate.py --model=Qwen/Qwen3-4B --benchmarks=aime24,aime25 --samples=32 --output=evals/qwen3-4b
+    python experiments/evaluate.py --config=configs/polaris_4b.py --model=runs/polaris_4b --output=evals/polaris-4b \
+        --config.rollout.yarn_factor=1.5 --config.evaluation.max_response_tokens=90000
+    python experiments/evaluate.py --responses=theirs.parquet --output=evals/theirs
+    python experiments/evaluate.py --compare=evals/qwen3-4b,evals/polaris-4b --output=evals/comparison
+
+A model is a Hugging Face directory or hub name, a training run, or what import_hf.py wrote. An evaluation that was
+stopped goes on when it is started again with the same output.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from polaris_jax import cli
+from polaris_jax import config as configs
+from polaris_jax.data.rows import summary
+from polaris_jax.errors import UserError
+from polaris_jax.evaluation import job, report
+from polaris_jax.evaluation.evaluate import Evaluation
+
+BASE = str(Path(__file__).resolve().parents[1] / "configs" / "base.py")
+CONFIG = config_flags.DEFINE_config_file("config", BASE, "The config; --config.KEY=VALUE overrides one of its keys.")
+MODEL = flags.DEFINE_string("model", None, "The model, in place of config.model's path and tokenizer.")
+BENCHMARKS = flags.DEFINE_list("benchmarks", None, "aime24, aime25, amc23, minerva, olympiad, arithmetic, or datasets.")
+SAMPLES = flags.DEFINE_integer("samples", None, "Responses to each problem.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory for responses and scores.", required=True)
+RESPONSES = flags.DEFINE_string("responses", None, "Score this parquet or jsonl file of prompts and responses.")
+COMPARE = flags.DEFINE_list("compare", None, "Output directories of evaluations to lay side by side.")
+
+
+def main(_: list[str]) -> None:
+    """Does what the flags say, and prints the table and where things are."""
+    if sum(flag is not None for flag in (MODEL.value, RESPONSES.value, COMPARE.value)) > 1:
+        raise UserError("give one of --model, --responses and --compare")
+    console, output = Console(), Path(OUTPUT.value)
+    if COMPARE.value:
+        frame = report.compare(report.load_runs(COMPARE.value))
+        report.save_comparison(frame, output)
+        console.print(report.comparison_table(frame))
+        console.print(f"comparison.png and comparison.json: {output}", soft_wrap=True)
+        return
+    if RESPONSES.value:
+        result, skipped = job.judge_file(RESPONSES.value, CONFIG.value, output)
+        if skipped:
+            console.print(f"{len(skipped)} rows left out: {summary(skipped)}", markup=False, soft_wrap=True)
+        title = RESPONSES.value
+    else:
+        config = configs.override(CONFIG.value, overrides())
+        result = run(config, output, console)
+        title = config.model.path or config.model.preset
+    console.print(report.table(result.scores, title))
+    console.print(f"scores.json and responses.parquet: {output}", soft_wrap=True)
+
+
+def run(config: ConfigDict, output: Path, console: Console) -> Evaluation:
+    """The evaluation, with a bar that shows how many responses are judged."""
+    bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), console=console)
+    task = bar.add_task("responses", total=None)
+
+    def show(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        return job.run(config, output, progress=show)
+    finally:
+        bar.stop()
+
+
+def overrides() -> dict[str, object]:
+    """The config's keys that --model, --benchmarks and --samples stand for."""
+    found = {"evaluation.benchmarks": BENCHMARKS.value and tuple(BENCHMARKS.value), "evaluation.samples": SAMPLES.value}
+    if MODEL.value:
+        found |= {"model.path": MODEL.value, "model.tokenizer": ""}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,157 @@
+"""The evaluation of a model on benchmarks as a job: an output directory that a second start goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from polaris_jax import config as configs
+from polaris_jax import hf
+from polaris_jax.data import arithmetic
+from polaris_jax.data.problems import BENCHMARKS, benchmark, load_problems
+from polaris_jax.errors import UserError
+from polaris_jax.evaluation.evaluate import Evaluation, Progress, evaluate, judge
+from polaris_jax.evaluation.records import Journal, read_responses, write_parquet
+from polaris_jax.rewards import VerifierPool
+from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training.checkpoint import prepare_workdir
+from polaris_jax.training.start import load_model, load_tokenizer
+from polaris_jax.types import Problem
+
+ARITHMETIC_PROBLEMS = 256  # of the endless supply, where `evaluation.max_problems` sets no number
+
+
+def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda done, total: None) -> Evaluation:
+    """Evaluates the model of `config.model` as `config.evaluation` says, or goes on where that stopped.
+
+    Writes into `output`: responses.jsonl while it samples, then responses.parquet and scores.json. Raises UserError,
+    before anything is compiled, where config, model, benchmarks and `output` do not fit together.
+    """
+    configs.check(config)
+    c = config.evaluation
+    if c.samples < 1:
+        raise UserError(f"config.evaluation.samples: expected at least 1, found {c.samples}")
+    problems = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
+    tokenizer = load_tokenizer(config)
+    with Journal(Path(output) / "responses.jsonl", _settings(config)) as journal, verifier_pool(config) as verifier:
+        mesh = make_mesh(config.mesh)
+        model, params = load_model(config, mesh)
+        sampling = evaluation_sampling(config, hf.stop_ids(tokenizer))
+        try:
+            engine = RolloutEngine(model, mesh, engine_config(config))
+        except ValueError as error:
+            raise UserError(f"config.rollout: {error}") from error
+        output = prepare_workdir(output)
+        result = evaluate(
+            params,
+            engine,
+            tokenizer,
+            problems,
+            sampling,
+            c.samples,
+            config.seed,
+            verifier,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            journal=journal,
+            progress=progress,
+        )
+    save(output, result, config.model.path or config.model.preset, _settings(config))
+    return result
+
+
+def judge_file(path: str | Path, config: ConfigDict, output: str | Path) -> tuple[Evaluation, list[str]]:
+    """Scores the responses in a parquet or jsonl file (`records.read_responses`), answers from the file or, where it
+    has none, from the shipped benchmarks. Writes into `output` as `run` does; also returns the rows left out."""
+    known = load_benchmarks(BENCHMARKS, suffix=config.data.suffix)
+    skipped: list[str] = []
+    given = read_responses(path, known, suffix=config.data.suffix, skipped=skipped)
+    output = prepare_workdir(output)
+    with verifier_pool(config) as verifier:
+        result = judge(given, verifier)
+    save(output, result, str(path), {})
+    return result, skipped
+
+
+def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: int = 0) -> list[Problem]:
+    """The problems of several benchmarks, at most `most` of each (0: all).
+
+    A name is one of `BENCHMARKS`, "arithmetic" (held-out problems of the demo, drawn with `seed`), or a dataset as in
+    `load_problems`, all of whose problems are then called by that name.
+    """
+    problems: list[Problem] = []
+    for name in names:
+        if name in BENCHMARKS:
+            found = benchmark(name, suffix=suffix)
+        elif name == "arithmetic":
+            found = arithmetic.problems("test", most or ARITHMETIC_PROBLEMS, suffix, seed)
+        elif "/" not in name and not Path(name).exists():
+            raise UserError(f"{name}: no such benchmark; expected {', '.join(BENCHMARKS)}, arithmetic or a dataset")
+        else:
+            found = [Problem(p.id, p.question, p.answers, name) for p in load_problems(name, suffix=suffix)]
+        problems += found[: most or None]
+    if not problems:
+        raise UserError("config.evaluation.benchmarks: empty; name at least one")
+    return problems
+
+
+def evaluation_sampling(config: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
+    """How evaluation samples: `config.evaluation`."""
+    c = config.evaluation
+    return Sampling(
+        temperature=c.temperature,
+        top_p=c.top_p,
+        top_k=c.top_k,
+        max_response_tokens=c.max_response_tokens,
+        stop_ids=tuple(stop_ids),
+    )
+
+
+def engine_config(config: ConfigDict) -> ConfigDict:
+    """`config.rollout` with evaluation's token limit, for the engine."""
+    engine = config.rollout.copy_and_resolve_references()
+    with engine.unlocked():
+        engine.max_response_tokens = config.evaluation.max_response_tokens
+    return engine
+
+
+def verifier_pool(config: ConfigDict) -> VerifierPool:
+    """The workers that check answers, as `config.reward` says."""
+    c = config.reward
+    return VerifierPool(
+        workers=c.workers, timeout_s=c.timeout_s, memory_bytes=int(c.memory_gib * 2**30), require_think=c.require_think
+    )
+
+
+def save(output: str | Path, result: Evaluation, model: str, settings: dict[str, Any]) -> None:
+    """Writes responses.parquet and scores.json, each whole or not at all."""
+    output = Path(output)
+    write_parquet(output / ".responses.parquet", result.problems, result.records)
+    os.replace(output / ".responses.parquet", output / "responses.parquet")
+    report = {"model": model, "settings": settings, "scores": result.scores}
+    (output / ".scores.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(output / ".scores.json", output / "scores.json")
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """All that a response depends on, but for its problem and its number."""
+    c, checkpoints = config.evaluation, Path(config.model.path) / "checkpoints"
+    steps = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []
+    return {
+        "model": config.model.path or config.model.preset,
+        "checkpoint": max(steps, default=None),
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "suffix": config.data.suffix,
+        "temperature": c.temperature,
+        "top_p": c.top_p,
+        "top_k": c.top_k,
+        "max_response_tokens": c.max_response_tokens,
+        "yarn_factor": config.rollout.yarn_factor,
+        "yarn_attention_factor": config.rollout.yarn_attention_factor,
+    }

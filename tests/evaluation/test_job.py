@@ -1,0 +1,153 @@
+"""The job writes what it promises and goes on where it stopped; the script says in one line what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from configs import tiny
+from polaris_jax import config as configs
+from polaris_jax.data.arithmetic import build_tokenizer
+from polaris_jax.data.problems import SUFFIX
+from polaris_jax.errors import UserError
+from polaris_jax.evaluation import job, report
+from polaris_jax.evaluation.records import read_responses
+from polaris_jax.types import Rollout
+
+ROOT = Path(__file__).resolve().parents[2]
+SYNTHETIC = ROOT / "tests" / "evaluation" / "responses.parquet"
+
+
+class Parrot:
+    """An engine whose every response is the same; `sampled` counts them over all engines."""
+
+    sampled = 0
+
+    def __init__(self, model, mesh, config):
+        assert config.max_response_tokens == 32
+
+    def generate(self, params, prompts, samples, sampling, seed):
+        text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
+        tokens = np.asarray(build_tokenizer(SUFFIX)(text, add_special_tokens=False)["input_ids"], np.int32)
+        assert (sampling.temperature, sampling.stop_ids) == (0.5, (tokens[-1],))
+        for prompt in prompts:
+            for sample in range(samples):
+                Parrot.sampled += 1
+                yield Rollout(prompt.id, sample, prompt.tokens, tokens, np.zeros(len(tokens)), "stop")
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.setattr(job, "RolloutEngine", Parrot)
+    monkeypatch.setattr(job, "load_model", lambda config, mesh: (None, None))
+    monkeypatch.setattr(Parrot, "sampled", 0)
+    changes = {"max_problems": 5, "samples": 2, "temperature": 0.5, "max_response_tokens": 32}
+    return configs.override(tiny.get_config(), {f"evaluation.{key}": value for key, value in changes.items()})
+
+
+def test_output_holds_scores_and_responses_and_is_gone_on_with(config, tmp_path):
+    result = job.run(config, tmp_path / "out")
+    assert Parrot.sampled == 10
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert written["scores"] == result.scores
+    assert written["model"] == "tiny"
+    assert written["settings"]["temperature"] == 0.5
+    kept = read_responses(tmp_path / "out" / "responses.parquet", suffix=SUFFIX)
+    assert [row.problem for row in kept] == result.problems
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "responses.jsonl",
+        "responses.parquet",
+        "scores.json",
+    }
+    assert job.run(config, tmp_path / "out") == result
+    assert Parrot.sampled == 10
+    more = configs.override(config, {"evaluation.max_problems": 7})
+    assert job.run(more, tmp_path / "out").scores["arithmetic"]["problems"] == 7
+    assert Parrot.sampled == 14
+    other = configs.override(config, {"evaluation.top_k": 5})
+    with pytest.raises(UserError, match="holds an evaluation with top_k 0, this one has 5"):
+        job.run(other, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation.samples": 0}, "config.evaluation.samples: expected at least 1, found 0"),
+        ({"evaluation.benchmarks": ("aime",)}, "aime: no such benchmark; expected aime24"),
+        ({"evaluation.benchmarks": ()}, "config.evaluation.benchmarks: empty"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(config, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        job.run(configs.override(config, changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_benchmarks_by_name_and_file(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"problem": "q1", "answer": "1"}\n{"problem": "q2", "answer": "2"}\n')
+    problems = job.load_benchmarks(("aime24", "arithmetic", str(path)), suffix=SUFFIX, most=1)
+    assert [problem.source for problem in problems] == ["aime24", "arithmetic", str(path)]
+
+
+def test_comparison_lays_runs_side_by_side(tmp_path):
+    result, skipped = job.judge_file(SYNTHETIC, tiny.get_config(), tmp_path / "a")
+    assert skipped == []
+    scores = json.loads((tmp_path / "a" / "scores.json").read_text())
+    scores["scores"]["other"] = scores["scores"]["synthetic"] | {"length": None}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "scores.json").write_text(json.dumps(scores))
+    frame = report.compare(report.load_runs([tmp_path / "a", tmp_path / "b"]))
+    assert frame[["run", "benchmark", "mean"]].to_numpy().tolist() == [
+        ["a", "synthetic", 0.375],
+        ["b", "synthetic", 0.375],
+        ["b", "other", 0.375],
+    ]
+    report.save_comparison(frame, tmp_path / "c")
+    assert (tmp_path / "c" / "comparison.png").stat().st_size > 1000
+    pd.testing.assert_frame_equal(pd.read_json(tmp_path / "c" / "comparison.json"), frame, check_dtype=False)
+    console = Console(width=80, record=True)
+    console.print(report.table(result.scores))
+    console.print(report.comparison_table(frame))
+    text = console.export_text()
+    assert "37.5  5.9-69.1    75.0   50.0      35    31.2     25.0" in text
+    assert "37.5 (5.9-69.1)" in text
+
+
+def test_what_is_no_evaluation_cannot_be_compared(tmp_path):
+    with pytest.raises(UserError, match=r"scores\.json: not the scores of an evaluation|nowhere: not the scores"):
+        report.load_runs([tmp_path])
+
+
+def script(*arguments):
+    command = [sys.executable, "experiments/evaluate.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_script_scores_the_responses_of_others(tmp_path):
+    done = script(f"--responses={SYNTHETIC}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "synthetic  4  4   37.5" in done.stdout
+    assert (tmp_path / "out" / "scores.json").exists()
+
+
+def test_script_says_in_one_line_what_is_wrong(tmp_path):
+    done = script("--model=/nowhere/model", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: /nowhere/model")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_real_model_is_evaluated_twice_to_the_same_scores(tmp_path):
+    changes = {"evaluation.max_problems": 4, "evaluation.samples": 2, "evaluation.max_response_tokens": 32}
+    config = configs.override(tiny.get_config(), changes)
+    first, second = (job.run(config, tmp_path / name) for name in ("a", "b"))
+    assert first == second
+    assert len(first.records) == 8
