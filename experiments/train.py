@@ -1,4 +1,7 @@
-"""GRPO training: python experiments/train.py --config=configs/tiny.py --workdir=runs/tiny --config.rollout.samples=16"""
+"""GRPO training.
+
+python experiments/train.py --config=configs/tiny.py --workdir=runs/tiny --config.rollout.samples=16
+"""
 
 from absl import flags
 from ml_collections import config_flags

@@ -52,7 +52,7 @@ def test_an_int_is_taken_where_a_float_is_meant():
 
 
 def test_a_missing_config_file_is_named():
-    with pytest.raises(UserError, match="nowhere.py: no such config file"):
+    with pytest.raises(UserError, match=r"nowhere\.py: no such config file"):
         configs.load("nowhere.py")
 
 

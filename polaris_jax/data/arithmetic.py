@@ -30,7 +30,7 @@ from polaris_jax.data.problems import problem_id
 from polaris_jax.types import Problem
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
-OPERATIONS = tuple(f"{sign}{n}" for sign in "+-" for n in range(1, 10)) + ("*2", "*3")
+OPERATIONS = (*(f"{sign}{n}" for sign in "+-" for n in range(1, 10)), "*2", "*3")
 LOWEST, HIGHEST = 10, 99  # of every total
 TEST_SHARE = 16  # one problem in so many is held out
 
@@ -119,7 +119,13 @@ def hasty_lines(rng: Random, operations: int) -> tuple[int, ...]:
 
 
 def conversations(
-    count: int, suffix: str, seed: int = 0, *, careful: float = 0.3, practice: float = 0.6, operations: tuple[int, int] = (2, 7)
+    count: int,
+    suffix: str,
+    seed: int = 0,
+    *,
+    careful: float = 0.3,
+    practice: float = 0.6,
+    operations: tuple[int, int] = (2, 7),
 ) -> list[list[dict[str, str]]]:
     """SFT conversations on training chains, as lists of {role, content}.
 
@@ -129,7 +135,7 @@ def conversations(
     """
     rng = Random(f"styles {seed}")
     rows = []
-    for chain in islice(chains("train", seed, operations), count):
+    for chain in islice(chains("train", seed), count):
         steps = len(chain.operations)
         if rng.random() < practice:
             rows.append([{"role": "assistant", "content": chain.trace((1,) * steps)}])

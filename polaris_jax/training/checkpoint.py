@@ -1,9 +1,9 @@
 """Checkpoints of a run's whole state, and what else a run's directory holds.
 
-    WORKDIR/model.json               the model's shape
-    WORKDIR/tokenizer/               a Hugging Face tokenizer
-    WORKDIR/checkpoints/STEP/state   parameters, optimizer and step (orbax)
-    WORKDIR/checkpoints/STEP/host    stage, place in the data, accuracies (json)
+WORKDIR/model.json               the model's shape
+WORKDIR/tokenizer/               a Hugging Face tokenizer
+WORKDIR/checkpoints/STEP/state   parameters, optimizer and step (orbax)
+WORKDIR/checkpoints/STEP/host    stage, place in the data, accuracies (json)
 """
 
 from __future__ import annotations

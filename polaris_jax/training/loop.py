@@ -1,6 +1,6 @@
 """GRPO, top to bottom: each step samples groups of rollouts, verifies them, and makes one update.
 
-    problems -> prompts -> rollouts -> rewards -> groups -> advantages -> packed batches -> update
+problems -> prompts -> rollouts -> rewards -> groups -> advantages -> packed batches -> update
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from polaris_jax import config as configs
 from polaris_jax.data.curriculum import Curriculum, draw, visited
 from polaris_jax.data.prompts import make_prompts
-from polaris_jax.evaluation.evaluate import response_text
+from polaris_jax.evaluation.evaluate import evaluate, response_text
+from polaris_jax.evaluation.job import evaluation_sampling, load_benchmarks, verifier_pool
 from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES
@@ -47,6 +48,10 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     problems = load_train_problems(config)
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
     problems = [problem for problem in problems if problem.id in prompts]
+    c = config.evaluation
+    held_out = []
+    if config.training.evaluate_every:
+        held_out = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
     workdir = checkpoint.prepare_workdir(workdir)
     model, params = load_model(config, mesh)
     state = init_state(model, config, mesh, params)
@@ -75,6 +80,9 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
                     state, curriculum, stage, problems, prompts, engine, update, pool, tokenizer, sampling, log.phase
                 )
                 step = int(state.step)
+                if held_out and step % config.training.evaluate_every == 0:
+                    log.phase("evaluation")
+                    metrics |= evaluation_metrics(state, stage, held_out, engine, pool, tokenizer)
                 log.write(step, {"stage": index, **metrics})
                 log_samples(log, step, name, groups[: stage.training.log_samples], tokenizer)
                 if step % stage.training.checkpoint_every == 0 or step == stage_end:
@@ -173,12 +181,25 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def verifier_pool(config: ConfigDict) -> VerifierPool:
-    """The workers that check answers, as `config.reward` says."""
-    c = config.reward
-    return VerifierPool(
-        workers=c.workers, timeout_s=c.timeout_s, memory_bytes=int(c.memory_gib * 2**30), require_think=c.require_think
+def evaluation_metrics(
+    state: TrainState,
+    config: ConfigDict,
+    problems: Sequence[Problem],
+    engine: RolloutEngine,
+    pool: VerifierPool,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, float]:
+    """Each benchmark's mean accuracy and response length, with the settings of `config.evaluation`."""
+    sampling = evaluation_sampling(config, stop_ids(tokenizer))
+    samples, longest = config.evaluation.samples, config.data.max_prompt_tokens
+    found = evaluate(
+        state.params, engine, tokenizer, problems, sampling, samples, config.seed, pool, max_prompt_tokens=longest
     )
+    return {
+        f"evaluation/{benchmark}/{name}": scores[name]["mean"]
+        for benchmark, scores in found.scores.items()
+        for name in (f"avg@{samples}", "length")
+    }
 
 
 def train_sampling(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Sampling:

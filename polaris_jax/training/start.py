@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,12 @@ from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Problem
 
 ARITHMETIC_PROBLEMS, ARITHMETIC_CONVERSATIONS = 4096, 16_384  # of the endless supply
+
+
+def enable_compilation_cache(directory: str | Path) -> None:
+    """Keeps compiled programs on disk, so that a second job or a restart does not compile them again."""
+    jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
