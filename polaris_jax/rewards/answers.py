@@ -28,7 +28,10 @@ def final_box(response: str, *, require_think: bool = True) -> str | Reason:
 
 
 def last_box(text: str) -> str | None:
-    r"""Content of the complete `\boxed{...}` that starts last, or None. One pass, however the braces nest."""
+    r"""Content of the complete `\boxed{...}` that starts last, or None. One pass, however the braces nest.
+
+    A later box that never closes is an answer cut short, and then there is none.
+    """
     open_braces: list[int] = []  # start of the content for a box, -1 for another brace
     start, stop = -1, -1
     for match in _BRACES.finditer(text):
@@ -41,7 +44,8 @@ def last_box(text: str) -> str | None:
             opened = open_braces.pop()
             if opened > start:
                 start, stop = opened, match.start()
-    return text[start:stop] if start >= 0 else None
+    truncated = max(open_braces, default=-1) > start  # the text ends within a later box
+    return text[start:stop] if start >= 0 and not truncated else None
 
 
 def alternatives(answer: object) -> list[str]:

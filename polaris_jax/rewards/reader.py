@@ -1,0 +1,225 @@
+r"""Reads an answer, LaTeX or plain, into a tree by recursive descent. Nothing is evaluated here.
+
+From loosest to tightest: lists, relations, ratios, set operations, sums, products, powers. Raises Unreadable for
+whatever it does not know: the verifier then has only the text to go by.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from polaris_jax.rewards import nodes as n
+from polaris_jax.rewards import units
+from polaris_jax.rewards.expressions import ExpressionReader
+from polaris_jax.rewards.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
+
+MAX_TOKENS = 4000
+_STRONG = frozenset([";", "or"])
+_PREFIX_WORDS = frozenset(
+    "the final answer answers is are so therefore thus hence we get have value values solution solutions length area"
+    " result equals equal to of and".split()
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read what is ambiguous: 1,234 as a number (or a list), a letter after explicit space as a unit."""
+
+    comma_groups: bool = True
+    unit_letters: bool = True
+
+
+def read(text: str, reading: Reading = Reading()) -> n.Node:
+    """The tree of an answer. Raises Unreadable."""
+    text = trim(clean(text))
+    tokens = [_separator(token) for token in tokenize(text, comma_groups=reading.comma_groups)]
+    if not tokens or len(tokens) > MAX_TOKENS:
+        raise Unreadable("empty, or too long")
+    reader = Reader(tokens, reading.unit_letters)
+    answer = reader.list_until("eof")
+    reader.expect("eof")
+    return answer
+
+
+def trim(text: str) -> str:
+    """Without dollar signs around formulas, Markdown bold, and the full stop of a sentence."""
+    text = re.sub(r"(?<!\\)\$+", r"\\: ", text)
+    text = re.sub(r"^(?:\s|\*\*|\\[:;,! ]|\\quad|\\qquad)+", "", text)
+    return re.sub(r"(?:\s|\*\*|\\[:;,! ](?<!\\\\[:;,! ])|~|[.,;:]|(?<!\\)\\)+$", "", text)
+
+
+def _separator(token: Token) -> Token:
+    """Text that only joins items, such as \\text{ and }, is a separator."""
+    if token.kind == "text":
+        word = token.text.replace("~", " ").strip(" ,;\\").lower()
+        if word in ("and", "or", "and/or") or not word and token.text.strip(" ~\\"):
+            return Token("sep", {"": ",", "and/or": "or"}.get(word, word), token.gap)
+    return token
+
+
+class Reader(ExpressionReader):
+    # lists and relations
+
+    def list_until(self, *stops: str) -> n.Node:
+        """Items and their separators up to a token of one of these kinds, which is left."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("nested too deeply")
+        items, separators = [], []
+        while True:
+            items.append(self.item())
+            if self.token.kind not in ("sep", "row"):
+                break
+            separators.append(self.separators())
+            if self.token.kind in stops:
+                separators.pop()
+                break
+        self.depth -= 1
+        return _grouped(items, separators)
+
+    def separators(self) -> str:
+        """One separator for a run such as `, and`: the strongest of them."""
+        found = []
+        while self.token.kind in ("sep", "row"):
+            found.append(self.next().text)
+        if found.count(",") > 1:
+            raise Unreadable("empty item")
+        return next((mark for mark in (";", "or", "and") if mark in found), ",")
+
+    def item(self) -> n.Node:
+        prose = self.leading_prose()
+        if prose is not None and self.token.kind in ("eof", "sep", "row", "close", "col", "end"):
+            return n.Words(prose)
+        if prose is not None and not _is_prefix(prose):
+            if self.token.text != "=":
+                raise Unreadable("prose before a formula")
+            return self.relation(n.Sym(prose.strip()))
+        return self.relation()
+
+    def leading_prose(self) -> str | None:
+        parts = []
+        while self.token.kind == "text":
+            parts.append(self.next().text)
+            if self.token.kind == "num" and self.peek().kind in ("text", "eof") and parts[-1].strip().isalpha():
+                break
+        return " ".join(parts) if parts else None
+
+    def relation(self, first: n.Node | None = None) -> n.Node:
+        if first is None and self.token.kind == "rel" and self.token.text in ("=", "~"):
+            self.next()
+        sides, ops = [first or self.ratio()], []
+        while self.token.kind in ("rel", "mid") or (self.token.kind == "bar" and not self.bars and not self.head):
+            if self.token.kind == "mid" and self.head:
+                break
+            ops.append(self.next().text)
+            sides.append(self.ratio())
+        if self.token.kind == "cmd" and self.token.text == "pmod":
+            self.next()
+            sides[-1] = n.Call("mod", (sides[-1], self.argument()))
+        if "~" in ops:  # an approximation appended to an exact value is read for the exact value
+            cut = ops.index("~")
+            sides, ops = sides[: cut + 1], ops[:cut]
+        return n.Relation(tuple(ops), tuple(sides)) if ops else sides[0]
+
+    def ratio(self) -> n.Node:
+        parts = [self.quantity()]
+        while self.token.kind == "colon" and not self.head:
+            self.next()
+            parts.append(self.quantity())
+        return n.Ratio(tuple(parts)) if len(parts) > 1 else parts[0]
+
+    def quantity(self) -> n.Node:
+        """A value with whatever words or unit follow it."""
+        outer, self.currency = self.currency, False
+        value = self.sets()
+        if self.is_op("choose", "over"):
+            value = n.Call({"choose": "binom", "over": "div"}[self.next().text], (value, self.sets()))
+        unit = self.unit()
+        unit = "$" + unit if self.currency else unit
+        self.currency = outer
+        return with_unit(value, unit) if unit else value
+
+    def unit(self) -> str:
+        """Text of the unit that starts here; "" if there is none."""
+        parts = []
+        while (
+            self.token.kind in ("text", "currency") or self.unit_letter_ahead() or (parts and self.is_op("^", "/", "*"))
+        ):
+            token = self.next()
+            parts.append(token.text)
+            if token.text == "^":
+                parts.append(self.exponent_text())
+        return " ".join(parts)
+
+    def exponent_text(self) -> str:
+        if self.token.kind != "open":
+            return self.next().text
+        self.next()
+        text = ""
+        while self.token.kind in ("num", "op"):
+            text += self.next().text
+        self.expect("close", "}")
+        return text
+
+    def unit_letter_ahead(self) -> bool:
+        """Whether explicit space and then nothing but a unit such as m or m/s^2 follow up to the end of the item."""
+        if not self.unit_letters or self.token.kind != "sym" or not units.is_unit_letter(self.token.text):
+            return False
+        previous = self.tokens[self.at - 1] if self.at else _END
+        if self.token.gap != "\\" and previous.kind not in ("text", "num") and previous.text not in ("/", "}", "*"):
+            return False
+        if self.token.gap != "\\" and not self._unit_before():
+            return False
+        at = self.at
+        while at < len(self.tokens) and self.tokens[at].kind not in ("sep", "close", "rel", "row"):
+            token = self.tokens[at]
+            in_unit = token.kind in ("text", "num") or token.text in ("^", "/", "{", "}", "-", "*")
+            if not in_unit and not units.is_unit_letter(token.text):
+                return False
+            at += 1
+        return True
+
+    def _unit_before(self) -> bool:
+        at = self.at - 1
+        while at >= 0 and self.tokens[at].kind in ("op", "open", "close", "num"):
+            at -= 1
+        token = self.tokens[at] if at >= 0 else _END
+        return token.kind == "text" or (token.kind == "sym" and token.gap == "\\" and units.is_unit_letter(token.text))
+
+
+def _grouped(items: list[n.Node], separators: list[str]) -> n.Node:
+    """One item, a list, or, where `;` or `or` separate lists with commas, a list of lists."""
+    if not separators:
+        return items[0]
+    kinds = set(separators)
+    strong = kinds & _STRONG
+    if not strong or kinds == strong:
+        return n.Seq(tuple(items), separator="or" if kinds == {"or"} else "and" if kinds == {"and"} else min(kinds))
+    groups: list[list[n.Node]] = [[items[0]]]
+    for item, separator in zip(items[1:], separators, strict=True):
+        if separator in strong:
+            groups.append([])
+        groups[-1].append(item)
+    return n.Seq(tuple(n.Seq(tuple(group)) if len(group) > 1 else group[0] for group in groups), separator=min(strong))
+
+
+def _is_prefix(prose: str) -> bool:
+    """Words that announce an answer and say nothing about it."""
+    words = re.findall(r"[^\W_]+", prose.lower())
+    return all(word in _PREFIX_WORDS for word in words)
+
+
+def with_unit(value: n.Node, unit: str) -> n.Node:
+    """The value with the unit that follows it; percent, degrees and words such as million are part of the value."""
+    words = re.findall(r"[A-Za-z]+", unit.lower())
+    if words and words[0] in units.PERCENT_WORDS:
+        return n.Percent(value)
+    if words and words[0] in units.DEGREE_WORDS and len(words) == 1:
+        return n.Degree(value)
+    for word in words[:1]:
+        if word in units.MULTIPLIERS:
+            value = n.Call("mul", (value, n.Num(Fraction(units.MULTIPLIERS[word]))))
+            unit = unit.lower().replace(word, "", 1)
+    if units.changes_value(unit):
+        raise Unreadable("words after a value that say more than its unit")
+    return n.Quantity(value, unit.strip(" ()")) if re.search(r"[A-Za-z$]", unit) else value
