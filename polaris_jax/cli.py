@@ -36,10 +36,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
             if is_config_flag(flags.FLAGS[name]):
                 getattr(flags.FLAGS[name].value, "lock", None)  # where its file could not be read, this raises OSError
     except _PARSE_ERRORS as error:
-        message = f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error)
-        raise UserError(message) from error
+        raise UserError(_words(error)) from error
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # else absl shows what libraries log at INFO
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest
+
+
+def _words(error: Exception) -> str:
+    if error.args and isinstance(error.args[0], Exception):  # config_flags wraps the KeyError of an unknown key
+        return _words(error.args[0])
+    return f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error)

@@ -125,7 +125,7 @@ def _check(directory: Path, tensors: dict[str, _Tensor], parameters: list[Leaf],
 def _check_tied(directory: Path, tensors: dict[str, _Tensor], rows: int = 4096) -> None:
     embedding, head = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
     for start in range(0, embedding.shape[0], rows):
-        block = (slice(start, start + rows), slice(None))
+        block = (slice(start, min(start + rows, embedding.shape[0])), slice(None))
         if not np.array_equal(embedding[block], head[block]):
             raise UserError(
                 f"{directory}: config.json ties lm_head.weight to model.embed_tokens.weight, but the two differ"

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -105,13 +106,25 @@ def _state_directory(directory: Path, step: int | None) -> Path:
 
 
 def _restore(path: Path, abstract: Any) -> Any:
-    args = ocp.args.PyTreeRestore(
-        item=abstract,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-        partial_restore=True,
-    )
+    """The part of the saved tree that `abstract` describes. Raises UserError where it is not there, or not so."""
+    handler = ocp.PyTreeCheckpointHandler()
     try:
+        found = {names: leaf.shape for names, leaf in _flat(handler.metadata(epath.Path(path.absolute())).tree)}
+        missing = [(names, leaf.shape) for names, leaf in _flat(abstract) if found.get(names) != leaf.shape]
+        if missing:
+            names, shape = missing[0]
+            raise UserError(
+                f"{path}: does not fit model.json: parameter {'/'.join(names)} has shape {found.get(names)}, "
+                f"expected {shape}; {len(missing)} differ"
+            )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
         with ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(path.absolute(), args=args)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as the model of model.json: {error}") from error
+    except (KeyError, OSError) as error:
+        raise UserError(f"{path}: not a whole checkpoint: {error}") from error
+
+
+def _flat(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        yield tuple(jax.tree_util.keystr((key,), simple=True) for key in keys), leaf

@@ -1,5 +1,6 @@
 """import_hf and export_hf: there and back, from a training run, and what happens to bad input."""
 
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -86,9 +87,23 @@ def test_checkpoint_of_another_shape(run_directory, copy_of, tmp_path):
     workdir = copy_of(run_directory[0])
     config = run_directory[1].replace(hidden_size=32)
     (workdir / "model.json").write_text(hf.config_to_json(config))
-    with pytest.raises(UserError, match=r"state: cannot be read as the model of model\.json"):
+    with pytest.raises(UserError, match=r"state: does not fit model\.json: parameter params/embedding has shape"):
         hf.export_model(workdir, tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
+
+
+def test_checkpoint_that_was_cut_short(run_directory, copy_of, tmp_path):
+    workdir = copy_of(run_directory[0])
+    (workdir / "checkpoints" / "10" / "state" / "_METADATA").unlink()
+    with pytest.raises(UserError, match=r"state: not a whole checkpoint"):
+        hf.export_model(workdir, tmp_path / "theirs")
+
+
+def test_run_without_a_checkpoint(run_directory, copy_of, tmp_path):
+    workdir = copy_of(run_directory[0])
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(UserError, match=r"no parameters here: neither params/ nor checkpoints/STEP/"):
+        hf.export_model(workdir, tmp_path / "theirs")
 
 
 def test_existing_target_is_refused(qwen3, tmp_path):
