@@ -36,6 +36,13 @@ def primed(value: n.Node, marks: str) -> n.Node:
     return n.Quantity(value, "prime" * len(marks))
 
 
+def negated(value: n.Node) -> n.Node:
+    """Minus the value; the sign goes inside a percentage, so that -28% is minus 28 of them."""
+    if isinstance(value, (n.Percent, n.Degree)):
+        return type(value)(negated(value.body))
+    return n.Call("neg", (value,))
+
+
 def is_proper(fraction: n.Node) -> bool:
     """Whether this is a fraction of two written integers smaller than one."""
     if not isinstance(fraction, n.Call) or fraction.name != "div":

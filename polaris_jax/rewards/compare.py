@@ -6,6 +6,7 @@ from polaris_jax.rewards import nodes as n
 from polaris_jax.rewards import relations
 from polaris_jax.rewards.evaluate import NotANumber, TooLarge
 from polaris_jax.rewards.intervals import INEQUALITIES, NoRealSet, infinity, real_set, same_set, variable
+from polaris_jax.rewards.matrices import multiplied_out
 from polaris_jax.rewards.numeric import same_value
 from polaris_jax.rewards.units import factor_between
 
@@ -26,7 +27,7 @@ def _is_list(node: n.Node) -> bool:
 
 
 def _solutions(node: n.Node) -> list[n.Node]:
-    items = node.items if _is_list(node) else (node,)
+    items = node.items if _is_list(node) and n.Const("empty") not in node.items else (node,)
     return [signed for item in items for signed in n.both_signs(item)]
 
 
@@ -144,6 +145,7 @@ def same_item(gold: n.Node, box: n.Node) -> bool:
         return _same_relation_or_side(gold, box)
     if isinstance(gold, n.Words) or isinstance(box, n.Words):
         return False  # prose is compared as text
+    gold, box = multiplied_out(gold), multiplied_out(box)
     for kinds, rule in _RULES:
         if isinstance(gold, kinds) or isinstance(box, kinds):
             return rule(gold, box)

@@ -101,9 +101,17 @@ def _call(name: str, args: tuple[n.Node, ...], env: Env) -> Value:
 # arithmetic
 
 
+def _spare_digits() -> int:
+    """Digits that one number may differ from another by and still be told apart at the working precision."""
+    return max(mp.dps - 45, 20)
+
+
 def inexact(value: Value) -> mpf | mpc:
-    """The value as an mpmath number."""
+    """The value as an mpmath number. Raises NeedsPrecision where the working precision cannot hold its digits."""
     if isinstance(value, Fraction):
+        digits = int(0.302 * max(value.numerator.bit_length(), value.denominator.bit_length()))
+        if digits > _spare_digits():
+            raise NeedsPrecision(digits)
         return mpf(value.numerator) / value.denominator
     return value
 
@@ -132,7 +140,7 @@ def add(a: Value, b: Value) -> Value:
     a, b = inexact(a), inexact(b)
     if a != 0 and b != 0:
         digits = int(abs(mp.mag(a) - mp.mag(b)) * 0.302)
-        if digits > mp.dps - 15:
+        if digits > _spare_digits():
             raise NeedsPrecision(digits)
     return _settled(a + b)
 
@@ -161,6 +169,8 @@ def power(a: Value, b: Value) -> Value:
         return Fraction(0)
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return _rational_power(a, b)
+    if isinstance(a, mpf) and a < 0 and isinstance(b, Fraction) and b.denominator % 2 and b.denominator > 1:
+        return multiply(Fraction(-1 if b.numerator % 2 else 1), power(-a, b))
     return _inexact_power(inexact(a), inexact(b))
 
 
@@ -180,7 +190,16 @@ def _rational_power(a: Fraction, b: Fraction) -> Value:
     return a ** int(b)
 
 
+def _resolved(argument: mpf | mpc) -> mpf | mpc:
+    """The argument of a function that differs from a constant by about its square: cos(1e-50) is not 1."""
+    digits = int(-0.603 * mp.mag(argument)) if argument != 0 else 0
+    if digits > _spare_digits():
+        raise NeedsPrecision(digits + 45)
+    return argument
+
+
 def _inexact_power(a: mpf | mpc, b: mpf | mpc) -> mpf | mpc:
+    b = _resolved(b)
     if b != 0 and a != 1 and mp.mag(b) + math.log2(abs(mp.mag(a)) + 2) > 26:
         raise TooLarge("power")
     if isinstance(b, mpc) and mp.mag(b) > 26:
@@ -250,6 +269,14 @@ def _exp(value: Value) -> Value:
     return _inexact_power(+mp.e, inexact(value))
 
 
+def _cosh(value: Value) -> Value:
+    return multiply(add(_exp(value), _exp(-value)), Fraction(1, 2))
+
+
+def _sinh(value: Value) -> Value:
+    return multiply(add(_exp(value), -_exp(-value)), Fraction(1, 2))
+
+
 def _factorial(value: Value) -> Value:
     if isinstance(value, Fraction) and value.denominator == 1:
         if value < 0:
@@ -294,7 +321,7 @@ def _through(function: Callable) -> Callable[[Value], Value]:
         if mp.mag(inexact(value)) > 64 if value != 0 else False:
             raise TooLarge("argument")
         try:
-            return _settled(function(inexact(value)))
+            return _settled(function(_resolved(inexact(value))))
         except (ZeroDivisionError, ValueError, OverflowError, libmp.NoConvergence) as error:
             raise NotANumber("function outside its domain") from error
 
@@ -302,7 +329,7 @@ def _through(function: Callable) -> Callable[[Value], Value]:
 
 
 TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
-_MPMATH = "sin cos tan cot sec csc sinh cosh tanh coth".split()
+_MPMATH = "sin cos tan cot sec csc".split()
 _INVERSE = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec", "arccsc": "acsc"}
 FUNCTIONS: dict[str, Callable[..., Value]] = (
     {name: _through(getattr(mp, name)) for name in _MPMATH}
@@ -322,6 +349,10 @@ FUNCTIONS: dict[str, Callable[..., Value]] = (
         "ln": _log,
         "lg": lambda a: _log(a, Fraction(10)),
         "exp": _exp,
+        "sinh": _sinh,
+        "cosh": _cosh,
+        "tanh": lambda a: divide(_sinh(a), _cosh(a)),
+        "coth": lambda a: divide(_cosh(a), _sinh(a)),
         "factorial": _factorial,
         "factorial2": _double_factorial,
         "binom": _binomial,

@@ -1,8 +1,7 @@
 r"""Reads sums, products, powers and what they are made of; `Reader` adds lists, relations and units."""
 
 from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards import units
-from polaris_jax.rewards.atoms import in_base, is_proper, number, primed
+from polaris_jax.rewards.atoms import in_base, is_proper, negated, number, primed
 from polaris_jax.rewards.tokens import MAX_DEPTH, Token, Unreadable
 
 _END = Token("eof", "")
@@ -59,7 +58,7 @@ class ExpressionReader:
             if op in ("pm", "mp"):
                 value = n.PlusMinus(value or n.ZERO, term, 1 if op == "pm" else -1)
             else:
-                term = n.Call("neg", (term,)) if op == "-" else term
+                term = negated(term) if op == "-" else term
                 value = n.Call("add", (value, term)) if value else term
         return value
 
@@ -80,7 +79,7 @@ class ExpressionReader:
             return not self.bars and not self.head and self.closing_bar_ahead()
         if token.kind not in _FACTOR_STARTS or token.text == "pmod":
             return False
-        return not self.unit_letter_ahead()
+        return not self.unit_ahead()
 
     def closing_bar_ahead(self) -> bool:
         return any(token.kind == "bar" for token in self.tokens[self.at + 1 :])
@@ -92,10 +91,10 @@ class ExpressionReader:
         if literal and self.token.kind == "num":
             return self.plain_mixed(value)
         start = self.token
-        factor = self.power()
+        factor = self.primary()
         if literal and start.text == "frac" and is_proper(factor) and value.digits.isdigit():
-            return n.Call("add", (value, factor))
-        return n.Call("mul", (value, factor))
+            return self.postfix(n.Call("add", (value, factor)))
+        return n.Call("mul", (value, self.postfix(factor)))
 
     def plain_mixed(self, whole: n.Num) -> n.Node:
         top, slash, bottom = self.token, self.peek(1), self.peek(2)
@@ -103,13 +102,13 @@ class ExpressionReader:
             fraction = n.Call("div", (number(top.text), number(bottom.text)))
             if is_proper(fraction):
                 self.at += 3
-                return n.Call("add", (whole, fraction))
+                return self.postfix(n.Call("add", (whole, fraction)))
         raise Unreadable("two numbers side by side")
 
     def signed_power(self) -> n.Node:
         if self.is_op("-"):
             self.next()
-            return n.Call("neg", (self.signed_power(),))
+            return negated(self.signed_power())
         if self.is_op("+"):
             self.next()
         return self.power()

@@ -6,8 +6,8 @@ from functools import cmp_to_key
 from mpmath import mp, mpc
 
 from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.evaluate import Env, NotANumber, TooLarge, evaluate, inexact
-from polaris_jax.rewards.numeric import same_value
+from polaris_jax.rewards.evaluate import NotANumber, TooLarge
+from polaris_jax.rewards.numeric import approximate, same_value
 
 
 class NoRealSet(Exception):
@@ -179,8 +179,7 @@ def _end(node: n.Node, closed: bool) -> End:
     if isinstance(node, (n.Degree, n.Quantity)):
         return _end(node.body, closed)
     try:
-        with mp.workdps(30):
-            value = inexact(evaluate(node, Env()))
+        value = approximate(node)
     except (NotANumber, TooLarge) as error:
         raise NoRealSet from error
     if isinstance(value, mpc):

@@ -7,16 +7,17 @@ to simplify, so nothing explodes.
 import random
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 from mpmath import mp, mpf
 
 from polaris_jax.rewards import nodes as n
 from polaris_jax.rewards.evaluate import Env, NeedsPrecision, NotANumber, TooLarge, Value, evaluate, inexact
 
-LOW_DPS, HIGH_DPS, MAX_DPS = 40, 120, 1200
+LOW_DPS, HIGH_DPS, MAX_DPS = 40, 120, 2000
 _PIECEWISE = frozenset(["floor", "ceil", "abs", "max", "min", "mod", "gcd", "lcm", "round"])
-_OF_INTEGERS = frozenset(["floor", "ceil", "binom", "factorial", "factorial2", "mod", "gcd", "lcm", "cos", "sin"])
-_INTEGER_NAMES = frozenset("abcdijklmnpqrstNMKLT")
+_OF_INTEGERS = frozenset(["floor", "ceil", "binom", "factorial", "factorial2", "mod", "gcd", "lcm"])
+_INTEGER_NAMES = frozenset("ijklmnpqrKLMN")
 
 
 def same_value(a: n.Node, b: n.Node, *, degrees: bool = False) -> bool:
@@ -70,46 +71,44 @@ def _defined(node: n.Node, env: Env) -> bool:
 
 
 def _equal_at(a: n.Node, b: n.Node, env: Env) -> bool:
-    """Equality at one point: a rough look first, then both precisions must agree that the difference is rounding."""
-    rough_a, rough_b = _at(LOW_DPS, lambda: evaluate(a, env)), _at(LOW_DPS, lambda: evaluate(b, env))
-    if isinstance(rough_a, Fraction) and isinstance(rough_b, Fraction):
-        return rough_a == rough_b
-    with mp.workdps(LOW_DPS):
-        scale, rough = _scale_and_gap(rough_a, rough_b)
-        if rough > scale * mpf(10) ** -8:
-            return _cancels(a, b, env, rough)
-    return _close_or_vanishing(a, b, env, rough)
+    """Equality at one point: a rough look first; then a finer one must show that the gap is only rounding."""
+    (scale, rough), dps = _with_precision(LOW_DPS, lambda: _scale_and_gap(a, b, env))
+    if isinstance(rough, Fraction):
+        return rough == 0
+    with mp.workdps(dps):
+        if rough > scale * mpf(10) ** -8 and rough > mpf(10) ** -15:
+            return False
+    (scale, fine), dps = _with_precision(HIGH_DPS, lambda: _scale_and_gap(a, b, env))
+    with mp.workdps(dps):
+        return fine <= scale * mpf(10) ** (40 - dps) or fine < rough * mpf(10) ** -60
 
 
-def _cancels(a: n.Node, b: n.Node, env: Env, rough: mpf) -> bool:
-    """Whether a relative gap that is large is so only because both values are rounding noise around zero."""
-    if rough > mpf(10) ** -15:
-        return False
-    return _close_or_vanishing(a, b, env, rough)
+def _scale_and_gap(a: n.Node, b: n.Node, env: Env) -> tuple[Value, Value]:
+    """The larger size, and the distance, of the two values; both exact where both values are."""
+    first, second = evaluate(a, env), evaluate(b, env)
+    if not (isinstance(first, Fraction) and isinstance(second, Fraction)):
+        first, second = inexact(first), inexact(second)
+    return max(abs(first), abs(second)), abs(first - second)
 
 
-def _close_or_vanishing(a: n.Node, b: n.Node, env: Env, rough: mpf) -> bool:
-    fine_a, fine_b = _at(HIGH_DPS, lambda: evaluate(a, env)), _at(HIGH_DPS, lambda: evaluate(b, env))
-    with mp.workdps(HIGH_DPS):
-        scale, fine = _scale_and_gap(fine_a, fine_b)
-        return fine <= scale * mpf(10) ** -80 or fine < rough * mpf(10) ** -60
-
-
-def _scale_and_gap(a: Value, b: Value) -> tuple[mpf, mpf]:
-    a, b = inexact(a), inexact(b)
-    return max(abs(a), abs(b)), abs(a - b)
+def approximate(node: n.Node) -> Value:
+    """The value of a constant to 30 digits or more. Raises NotANumber or TooLarge."""
+    return _at(30, lambda: inexact(evaluate(node, Env())))
 
 
 def _at(dps: int, compute: Callable[[], Value]) -> Value:
-    """The value at this precision, or at a higher one where a sum would otherwise lose a term."""
-    while True:
+    return _with_precision(dps, compute)[0]
+
+
+def _with_precision(dps: int, compute: Callable[[], Any]) -> tuple[Any, int]:
+    """The value at this precision, or at a higher one where a term or digits would otherwise be lost; and which."""
+    while dps <= MAX_DPS:
         with mp.workdps(dps):
             try:
-                return compute()
+                return compute(), dps
             except NeedsPrecision as need:
-                dps = max(2 * dps, dps + need.digits)
-        if dps > MAX_DPS:
-            raise TooLarge("precision")
+                dps = max(dps + 40, dps + need.digits)
+    raise TooLarge("precision")
 
 
 def _points(names: list[str], count: int, *, positive: bool) -> list[dict[str, Value]]:
@@ -186,10 +185,12 @@ def proportion(a: n.Node, b: n.Node) -> float | None:
 
 def _ratio(a: n.Node, b: n.Node, env: Env) -> Value | None:
     try:
-        first, second = _at(LOW_DPS, lambda: evaluate(a, env)), _at(LOW_DPS, lambda: evaluate(b, env))
+        return _at(LOW_DPS, lambda: _quotient(evaluate(a, env), evaluate(b, env)))
     except (NotANumber, TooLarge):
         return None
+
+
+def _quotient(first: Value, second: Value) -> Value | None:
     if second == 0:
         return None if first == 0 else mp.inf
-    with mp.workdps(LOW_DPS):
-        return inexact(first) / inexact(second)
+    return inexact(first) / inexact(second)

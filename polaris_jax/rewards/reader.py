@@ -4,6 +4,7 @@ From loosest to tightest: lists, relations, ratios, set operations, sums, produc
 whatever it does not know: the verifier then has only the text to go by.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +15,26 @@ from polaris_jax.rewards.expressions import ExpressionReader
 from polaris_jax.rewards.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
 
 MAX_TOKENS = 4000
+_ITEM_ENDS = frozenset(["sep", "close", "rel", "row", "eof"])
+_UNIT_MARKS = units.LETTERS | frozenset("^/{}-*")
 _STRONG = frozenset([";", "or"])
+_UNIVERSAL = re.compile(r"\s*,?\s*(?:for (?:all|every|each|any)|where .* is (?:any|an arbitrary) constant)\b")
+_INFINITY, _EMPTY, _REALS = n.Const("inf"), n.Const("empty"), n.Const("R")
+_NAMED = {
+    "infinity": _INFINITY,
+    "positive infinity": _INFINITY,
+    "negative infinity": n.Call("neg", (_INFINITY,)),
+    "all real numbers": _REALS,
+    "all reals": _REALS,
+    "real numbers": _REALS,
+    "the set of all real numbers": _REALS,
+    "empty set": _EMPTY,
+    "the empty set": _EMPTY,
+    "no solution": _EMPTY,
+    "no solutions": _EMPTY,
+    "no real solution": _EMPTY,
+    "no real solutions": _EMPTY,
+}
 _PREFIX_WORDS = frozenset(
     "the final answer answers is are so therefore thus hence we get have value values solution solutions length area"
     " result equals equal to of and".split()
@@ -52,6 +72,8 @@ def _separator(token: Token) -> Token:
     """Text that only joins items, such as \\text{ and }, is a separator."""
     if token.kind == "text":
         word = token.text.replace("~", " ").strip(" ,;\\").lower()
+        if word == "to":
+            return Token("colon", ":", token.gap)
         if word in ("and", "or", "and/or") or not word and token.text.strip(" ~\\"):
             return Token("sep", {"": ",", "and/or": "or"}.get(word, word), token.gap)
     return token
@@ -89,12 +111,20 @@ class Reader(ExpressionReader):
     def item(self) -> n.Node:
         prose = self.leading_prose()
         if prose is not None and self.token.kind in ("eof", "sep", "row", "close", "col", "end"):
-            return n.Words(prose)
+            return named_by_words(prose)
         if prose is not None and not _is_prefix(prose):
             if self.token.text != "=":
                 raise Unreadable("prose before a formula")
             return self.relation(n.Sym(prose.strip()))
-        return self.relation()
+        value = self.relation()
+        self.skip_universal_clause()
+        return value
+
+    def skip_universal_clause(self) -> None:
+        """Passes over `for all real x`, which says nothing that the formula before it does not."""
+        if self.token.kind == "text" and _UNIVERSAL.match(self.token.text):
+            while self.token.kind in ("text", "sym", "const") or self.token.text == "in":
+                self.next()
 
     def leading_prose(self) -> str | None:
         parts = []
@@ -141,15 +171,13 @@ class Reader(ExpressionReader):
 
     def unit(self) -> str:
         """Text of the unit that starts here; "" if there is none."""
-        parts = []
-        while (
-            self.token.kind in ("text", "currency") or self.unit_letter_ahead() or (parts and self.is_op("^", "/", "*"))
-        ):
+        text = ""
+        if _UNIVERSAL.match(self.token.text):
+            return text
+        while self.token.kind in ("text", "currency") or self.unit_ahead(bool(text)):
             token = self.next()
-            parts.append(token.text)
-            if token.text == "^":
-                parts.append(self.exponent_text())
-        return " ".join(parts)
+            text += "^" + self.exponent_text() if token.text == "^" else " " + token.text
+        return text.strip()
 
     def exponent_text(self) -> str:
         if self.token.kind != "open":
@@ -161,30 +189,21 @@ class Reader(ExpressionReader):
         self.expect("close", "}")
         return text
 
-    def unit_letter_ahead(self) -> bool:
+    def unit_ahead(self, started: bool = False) -> bool:
         """Whether explicit space and then nothing but a unit such as m or m/s^2 follow up to the end of the item."""
+        if started and self.is_op("^", "/", "*"):
+            return True
         if not self.unit_letters or self.token.kind != "sym" or not units.is_unit_letter(self.token.text):
             return False
-        previous = self.tokens[self.at - 1] if self.at else _END
-        if self.token.gap != "\\" and previous.kind not in ("text", "num") and previous.text not in ("/", "}", "*"):
+        if self.token.gap != "\\" and not started:
             return False
-        if self.token.gap != "\\" and not self._unit_before():
-            return False
-        at = self.at
-        while at < len(self.tokens) and self.tokens[at].kind not in ("sep", "close", "rel", "row"):
-            token = self.tokens[at]
-            in_unit = token.kind in ("text", "num") or token.text in ("^", "/", "{", "}", "-", "*")
-            if not in_unit and not units.is_unit_letter(token.text):
-                return False
-            at += 1
-        return True
+        rest = itertools.takewhile(lambda token: token.kind not in _ITEM_ENDS, self.tokens[self.at :])
+        return all(token.kind in ("text", "num") or token.text in _UNIT_MARKS for token in rest)
 
-    def _unit_before(self) -> bool:
-        at = self.at - 1
-        while at >= 0 and self.tokens[at].kind in ("op", "open", "close", "num"):
-            at -= 1
-        token = self.tokens[at] if at >= 0 else _END
-        return token.kind == "text" or (token.kind == "sym" and token.gap == "\\" and units.is_unit_letter(token.text))
+
+def named_by_words(prose: str) -> n.Node:
+    """What a few words name, such as infinity; any other prose is Words."""
+    return _NAMED.get(" ".join(prose.lower().split()).strip(" .,"), n.Words(prose))
 
 
 def _grouped(items: list[n.Node], separators: list[str]) -> n.Node:

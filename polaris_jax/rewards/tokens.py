@@ -10,7 +10,7 @@ import unicodedata
 from typing import NamedTuple
 
 from polaris_jax.rewards import symbols
-from polaris_jax.rewards.units import is_unit_word
+from polaris_jax.rewards.units import is_unit_text, is_unit_word
 
 
 class Unreadable(Exception):
@@ -23,6 +23,7 @@ class Token(NamedTuple):
     gap: str = ""
 
 
+_UPRIGHT = frozenset(["mathrm", "text", "textrm", "textnormal", "mbox", "hbox"])
 MAX_DEPTH = 60  # of groups handled by recursion
 _FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
@@ -234,24 +235,22 @@ class _Tokenizer:
 
     def _font(self, name: str) -> None:
         content = self._argument()
-        if name in symbols.TEXTS and not _is_maths(content):
-            self._emit("text", content)
-            return
         word = content.strip(" ~\\,;:")
-        if name in symbols.FONTS and len(word) > 1 and word.isalpha():
+        if (name in symbols.TEXTS and not _is_maths(content)) or (len(word) > 1 and is_unit_text(word)):
+            self._emit("text", content)
+        elif name in symbols.FONTS and len(word) > 1 and word.isalpha():
             for kind, text in upright_tokens(word):
                 self._emit(kind, text)
-            return
+        else:
+            self._splice(content, upright_letter=name in _UPRIGHT and len(word) == 1 and word.isalpha())
+
+    def _splice(self, content: str, upright_letter: bool) -> None:
+        """The content's tokens in place of the command; a letter set upright may be a unit."""
         inner = tokenize(content.replace("$", ""), depth=self.depth + 1, comma_groups=self.comma_groups)
         if inner:
-            inner[0] = inner[0]._replace(gap=max(inner[0].gap, self.gap, "\\" if _upright_unit(name, word) else ""))
+            inner[0] = inner[0]._replace(gap=max(inner[0].gap, self.gap, "\\" if upright_letter else ""))
         self.gap = ""
-        single = len(inner) == 1
-        self.tokens.extend(inner if single else [Token("open", "{"), *inner, Token("close", "}")])
-
-
-def _upright_unit(font: str, word: str) -> bool:
-    return font == "mathrm" and word[:1].isalpha()
+        self.tokens.extend(inner if len(inner) == 1 else [Token("open", "{"), *inner, Token("close", "}")])
 
 
 def _is_maths(content: str) -> bool:

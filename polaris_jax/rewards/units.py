@@ -77,6 +77,7 @@ _CHANGING_WORDS = frozenset(
     " minus times over power root under above below about approximately around roughly half quarter third false wrong"
     " incorrect isn't but only fewer another other also either maybe possibly unknown undefined bits".split()
 )
+LETTERS = frozenset("msghLJNWVAKCFT")
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 
@@ -87,7 +88,18 @@ def is_unit_word(word: str) -> bool:
 
 def is_unit_letter(name: str) -> bool:
     """Whether a single letter set apart by explicit space may be a unit."""
-    return name in ("m", "s", "g", "h", "L", "J", "N", "W", "V", "A", "K", "C", "F", "T")
+    return name in LETTERS
+
+
+def is_unit_text(text: str) -> bool:
+    """Whether a formula is a compound unit such as m/s^2."""
+    words = re.findall(r"[A-Za-z]+", re.sub(r"\\[a-z]*", "", text))
+    marks = re.sub(r"[A-Za-z0-9]|\\[,;:! ]|\\cdot", "", text)
+    return bool(words) and len(text) > 1 and set(marks) <= set("^{}/-~ *") and all(map(_is_unit, words))
+
+
+def _is_unit(word: str) -> bool:
+    return is_unit_word(word) or word in LETTERS
 
 
 def changes_value(text: str) -> bool:
