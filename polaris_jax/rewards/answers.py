@@ -3,7 +3,6 @@ r"""From a response to the text of its final box, and from a ground truth to its
 Everything here is linear in the length of the text and runs in the caller's process.
 """
 
-import math
 import re
 from collections.abc import Iterable
 
@@ -54,7 +53,7 @@ def alternatives(answer: object) -> list[str]:
     None and NaN are no ground truth. Zero-dimensional numpy and pandas values count as numbers.
     """
     if isinstance(answer, str):
-        return [answer] if answer.strip() else []
+        return [answer] if answer.strip() and not _is_nan(answer) else []
     if isinstance(answer, bytes):
         return alternatives(answer.decode("utf-8", errors="replace"))
     if answer is None or getattr(answer, "ndim", None) == 0 or not isinstance(answer, Iterable):
@@ -64,9 +63,8 @@ def alternatives(answer: object) -> list[str]:
 
 def _number(answer: object) -> list[str]:
     text = str(answer)
-    try:
-        if math.isnan(float(text)):
-            return []
-    except (ValueError, OverflowError):
-        pass
-    return [] if answer is None or text in ("<NA>", "NaT") else [text]
+    return [] if answer is None or _is_nan(text) or text in ("<NA>", "NaT") else [text]
+
+
+def _is_nan(text: str) -> bool:
+    return text.strip().lower() in ("nan", "+nan", "-nan")

@@ -221,7 +221,8 @@ def _brackets(node: n.Node) -> tuple[str, str] | None:
         return ("(", ")") if len(node.rows) == 1 or len(node.rows[0]) == 1 else None
     if not isinstance(node, n.Seq) or node.left not in _BRACKETS:
         return None
-    if len(node.items) != 2 or node.left == "<":
+    straight = (node.left, node.right) in (("(", ")"), ("[", "]"), ("<", ">"))
+    if straight and (len(node.items) != 2 or node.left == "<"):
         return ("(", ")")
     return node.left, node.right
 

@@ -6,13 +6,15 @@ from itertools import product
 from polaris_jax.rewards import nodes as n
 from polaris_jax.rewards import words
 from polaris_jax.rewards.compare import same_answer
-from polaris_jax.rewards.evaluate import Env, NotANumber, TooLarge, evaluate
+from polaris_jax.rewards.evaluate import NotANumber, TooLarge
+from polaris_jax.rewards.intervals import infinity
+from polaris_jax.rewards.numeric import approximate
 from polaris_jax.rewards.reader import Reading, read
 from polaris_jax.rewards.tokens import Unreadable
 from polaris_jax.rewards.verdict import Reason
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
-_READINGS = [Reading(comma_groups, unit_letters) for comma_groups in (True, False) for unit_letters in (True, False)]
+_COMMA_GROUP = re.compile(r"[0-9],[0-9]{3}")
 
 
 def judge(box: str, golds: list[str]) -> Reason:
@@ -49,20 +51,24 @@ def _reason(equal: bool) -> Reason:
 
 def _trees(text: str) -> list[n.Node]:
     """The different trees that the text can be read into; none if it cannot be read."""
-    trees: list[n.Node] = []
-    for reading in _READINGS:
-        try:
-            tree = read(text, reading)
-        except (Unreadable, ZeroDivisionError):
-            continue
-        if tree not in trees:
-            trees.append(tree)
+    trees = _read(text, Reading())
+    if _COMMA_GROUP.search(text):
+        trees += _read(text, Reading(comma_groups=False))
+    if any(n.contains(tree, n.Quantity) for tree in trees):
+        trees += _read(text, Reading(unit_letters=False))
     return trees
+
+
+def _read(text: str, reading: Reading) -> list[n.Node]:
+    try:
+        return [read(text, reading)]
+    except (Unreadable, ZeroDivisionError):
+        return []
 
 
 def _same_text(gold: str, box: str) -> bool:
     first, second = _compact(gold), _compact(box)
-    return first == second and bool(re.search(r"\w", first)) and first.lower() not in ("nan", "none", "null")
+    return first == second and bool(re.search(r"\w", first))
 
 
 def _compact(text: str) -> str:
@@ -75,16 +81,13 @@ def _compact(text: str) -> str:
 
 
 def _is_undefined(tree: n.Node) -> bool:
-    """Whether the tree is a constant without a value, such as 1/0."""
-    if n.free_symbols(tree) or n.contains(tree, (n.Words, n.Seq, n.Relation, n.Matrix, n.SetOp, n.Builder, n.Ratio)):
-        return False
-    if any(isinstance(part, n.Const) and part.name not in ("pi", "e", "i") for part in n.walk(tree)):
+    """Whether the tree is a constant without a value, such as 1/0 or the difference of two infinities."""
+    if not isinstance(tree, n.Call) or n.free_symbols(tree) or infinity(tree):
         return False
     try:
-        evaluate(tree, Env())
+        approximate(tree)
     except NotANumber:
-        return True
-    except Exception as error:
-        if not isinstance(error, TooLarge):
-            return False
+        return not n.contains(tree, (n.Seq, n.Matrix, n.SetOp, n.Words))
+    except TooLarge:
+        pass
     return False

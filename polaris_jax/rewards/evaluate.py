@@ -19,6 +19,7 @@ MAX_BITS = 200_000  # of an exact number
 MAX_MAGNITUDE = 1 << 24  # of log2 of an inexact one
 MAX_FACTORIAL = 10_000
 MAX_FOLD = 2_000
+MAX_NESTED_FOLD = 40
 
 
 class NotANumber(Exception):
@@ -328,11 +329,23 @@ def _through(function: Callable) -> Callable[[Value], Value]:
     return apply
 
 
+def _without_pole(function: Callable) -> Callable:
+    """A trigonometric function that has no value where only rounding keeps it finite, such as tan(pi/2)."""
+
+    def apply(argument: mpf | mpc) -> mpf | mpc:
+        result = function(argument)
+        if result != 0 and mp.mag(result) > mp.prec // 2:
+            raise NotANumber("pole")
+        return result
+
+    return apply
+
+
 TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
 _MPMATH = "sin cos tan cot sec csc".split()
 _INVERSE = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec", "arccsc": "acsc"}
 FUNCTIONS: dict[str, Callable[..., Value]] = (
-    {name: _through(getattr(mp, name)) for name in _MPMATH}
+    {name: _through(_without_pole(getattr(mp, name))) for name in _MPMATH}
     | {name: _through(getattr(mp, short)) for name, short in _INVERSE.items()}
     | {
         "add": add,
@@ -373,8 +386,9 @@ def _unknown_function(name: str, values: list[Value]) -> Value:
 
 
 def _fold(node: n.Fold, env: Env) -> Value:
+    limit = MAX_FOLD if not n.contains(node.body, n.Fold) else MAX_NESTED_FOLD
     low, high = _integer(evaluate(node.low, env)), _integer(evaluate(node.high, env))
-    if high - low > MAX_FOLD:
+    if high - low > limit:
         raise TooLarge("sum or product")
     terms = (
         evaluate(node.body, replace(env, symbols=env.symbols | {node.var: Fraction(k)})) for k in range(low, high + 1)

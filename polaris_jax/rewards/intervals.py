@@ -151,7 +151,14 @@ def _half(op: str, bound: n.Node) -> RealSet:
 
 
 def _interval(low: n.Node, high: n.Node, low_closed: bool, high_closed: bool) -> RealSet:
-    return _nonempty(Interval(_end(low, low_closed), _end(high, high_closed)))
+    ends = _end(low, low_closed), _end(high, high_closed)
+    if (
+        ends[0].approximate > ends[1].approximate
+        or (low_closed and not ends[0].node)
+        or (high_closed and not ends[1].node)
+    ):
+        raise NoRealSet  # backwards, or said to reach infinity
+    return _nonempty(Interval(*ends))
 
 
 def _nonempty(interval: Interval) -> RealSet:

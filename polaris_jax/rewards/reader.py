@@ -231,7 +231,7 @@ def _is_prefix(prose: str) -> bool:
 def with_unit(value: n.Node, unit: str) -> n.Node:
     """The value with the unit that follows it; percent, degrees and words such as million are part of the value."""
     words = re.findall(r"[A-Za-z]+", unit.lower())
-    if words and words[0] in units.PERCENT_WORDS:
+    if unit.strip(" \\") == "%" or (words and words[0] in units.PERCENT_WORDS):
         return n.Percent(value)
     if words and words[0] in units.DEGREE_WORDS and len(words) == 1:
         return n.Degree(value)

@@ -60,7 +60,9 @@ def renamed(name: n.Node, value: n.Node, like: n.Node) -> n.Node | None:
         return None
     if len(name.args) != len(like.args) or not all(isinstance(arg, n.Sym) for arg in name.args + like.args):
         return None
-    return n.substitute(value, {old.name: new for old, new in zip(name.args, like.args, strict=True)})
+    names = {old.name: new for old, new in zip(name.args, like.args, strict=True)}
+    captured = {new.name for new in like.args} - names.keys()
+    return None if captured & n.free_symbols(value) else n.substitute(value, names)
 
 
 def same_equation(a: n.Relation, b: n.Relation) -> bool:

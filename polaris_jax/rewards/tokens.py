@@ -32,14 +32,16 @@ _SPACE = re.compile(
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
 _THOUSANDS = re.compile(
-    r"(?<![\d.])[1-9]\d{0,2}(?:(?:\{,\}|,\s?\\[!,;:]\s*|\{\\,\}|\{\\;\}|\\[,;:]|\\ |~|(?<=\d) (?=\d))\d{3})+(?!\d)(?:\.\d+)?"
+    r"(?<![0-9.])[1-9][0-9]{0,2}(?:(?:\{,\}|,\s?\\[!,;:]\s*|\{\\,\}|\{\\;\}|\\[,;:]|\\ |~|(?<=[0-9]) (?=[0-9]))[0-9]{3})+(?![0-9])(?:\.[0-9]+)?"
 )
-_COMMA_THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?")
-_REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d))|\((\d+)\)(?!\s*[\w(\\^]))")
-_DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
-_DECIMAL_COMMA = re.compile(r"\d+\{,\}\d+")
-_NUMBER = re.compile(r"(?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:(?:[eE][+-]?|\s?[eE]\s?)\d+(?![\w.^]))?")
-_HIGH_BASE = re.compile(r"[0-9A-Z]{1,40}_(?:\{(1[1-9]|[23]\d)\}|(1[1-9]|[23]\d))(?!\d)")
+_COMMA_THOUSANDS = re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
+_REPEATING = re.compile(
+    r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar)\s*(?:\{([0-9]+)\}|([0-9]))|\(([0-9]+)\)(?!\s*[\w(\\^]))"
+)
+_DOTTED = re.compile(r"([0-9]*)\.([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?")
+_DECIMAL_COMMA = re.compile(r"[0-9]+\{,\}[0-9]+")
+_NUMBER = re.compile(r"(?:[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+)(?:(?:[eE][+-]?|\s?[eE]\s?)[0-9]+(?![\w.^]))?")
+_HIGH_BASE = re.compile(r"[0-9A-Z]{1,40}_(?:\{(1[1-9]|[23][0-9])\}|(1[1-9]|[23][0-9]))(?![0-9])")
 _LETTERS = re.compile(r"[A-Za-z]+")
 
 
@@ -104,7 +106,7 @@ class _Tokenizer:
 
     def _number(self) -> bool:
         char = self.text[self.at]
-        if not (char.isdigit() or char == "." or char.isupper()):
+        if not (char in "0123456789." or char.isupper()):
             return False
         return any(rule() for rule in (self._high_base, self._repeating, self._grouped, self._plain))
 
