@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
+from polaris_jax.errors import UserError
+
 AXES = ("data", "fsdp", "tensor", "context")
 
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (default: all). shape: size of each axis; one of them may be -1, "what is left".
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = shape or {}
@@ -23,5 +25,5 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         described = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise ValueError(f"mesh {described} needs {math.prod(sizes)} devices, there are {len(devices)}")
+        raise UserError(f"config.mesh: {described} needs {math.prod(sizes)} devices, there are {len(devices)}")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from polaris_jax import config as configs
 from polaris_jax.data.curriculum import Curriculum, draw, visited
 from polaris_jax.data.prompts import make_prompts
+from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate, response_text
 from polaris_jax.evaluation.job import evaluation_sampling, load_benchmarks, verifier_pool
 from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES
+from polaris_jax.rl.losses import LOSSES
 from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
@@ -48,13 +50,14 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     problems = load_train_problems(config)
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
     problems = [problem for problem in problems if problem.id in prompts]
-    c = config.evaluation
-    held_out = []
+    for _, stage in stages:
+        check_fits(stage, prompts)
+    c, held_out = config.evaluation, []
     if config.training.evaluate_every:
         held_out = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
-    workdir = checkpoint.prepare_workdir(workdir)
     model, params = load_model(config, mesh)
     state = init_state(model, config, mesh, params)
+    workdir = checkpoint.prepare_workdir(workdir)
     save_model_files(workdir, model, tokenizer)
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2), encoding="utf-8")
 
@@ -89,6 +92,27 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
                     host = {"curriculum": asdict(curriculum), "stage": index, "stage_start": stage_start}
                     checkpoint.save(checkpoints, state, host)
         return log.history()
+
+
+def check_fits(config: ConfigDict, prompts: Mapping[str, Prompt]) -> None:
+    """Raises UserError where a stage names an unknown function or its rows, prompts and responses do not fit."""
+    for key, known in (("loss", LOSSES), ("advantage", ADVANTAGES)):
+        if config.algorithm[key] not in known:
+            raise UserError(
+                f"config.algorithm.{key}: expected one of {', '.join(known)}; found {config.algorithm[key]!r}"
+            )
+    if config.rollout.prompts > len(prompts):
+        raise UserError(
+            f"config.rollout.prompts: {config.rollout.prompts} a step, but there are {len(prompts)} problems with "
+            f"prompts of at most config.data.max_prompt_tokens={config.data.max_prompt_tokens}"
+        )
+    prompt = max(len(prompt.tokens) for prompt in prompts.values())
+    needed, longest = prompt + config.rollout.max_response_tokens - 1, max(config.updates.row_lengths)
+    if longest < needed:
+        raise UserError(
+            f"config.updates.row_lengths: the longest is {longest}, but a prompt of {prompt} tokens and a response of "
+            f"{config.rollout.max_response_tokens} (config.rollout.max_response_tokens) take {needed}"
+        )
 
 
 def train_step(

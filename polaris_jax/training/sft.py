@@ -32,9 +32,9 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config)
     conversations = tokenize_conversations(tokenizer, load_conversations(config))
-    workdir = checkpoint.prepare_workdir(workdir)
     model, params = load_model(config, mesh)
     state = init_state(model, config, mesh, params)
+    workdir = checkpoint.prepare_workdir(workdir)
     save_model_files(workdir, model, tokenizer)
 
     place = Curriculum()
