@@ -1,0 +1,117 @@
+"""A dataset of our own on disk: parquet with the columns of the released files, and a card that says what it is."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from polaris_jax.types import Problem
+
+RELEASED_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
+
+
+def write_dataset(
+    directory: str | Path, problems: Sequence[Problem], *, title: str, history: Sequence[str] = (), rollouts: int = 8
+) -> Path:
+    """Writes problems.parquet, README.md (the card) and, where accuracies are known, difficulty.png.
+
+    history: what was done to get these problems, a line each. rollouts: difficulties are written as k of so many where
+    that is exact. `load_problems(directory)` gives the problems back. Raises ValueError without problems.
+    """
+    if not problems:
+        raise ValueError("a dataset without problems")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_parquet(directory / "problems.parquet", problems, rollouts=rollouts)
+    measured = [problem.accuracy for problem in problems if problem.accuracy is not None]
+    if measured:
+        difficulty_picture({title: measured}, rollouts=rollouts).savefig(directory / "difficulty.png", dpi=120)
+    (directory / "README.md").write_text(card(problems, title=title, history=history, rollouts=rollouts), "utf-8")
+    return directory
+
+
+def write_parquet(path: str | Path, problems: Sequence[Problem], *, split: str = "train", rollouts: int = 8) -> None:
+    """The problems with the columns of the released files; the file appears whole or not at all.
+
+    A ground truth is a text, or a list where any problem has alternatives. A known accuracy is `extra_info.difficulty`,
+    such as "3/8".
+    """
+    lists = any(len(problem.answers) > 1 for problem in problems)
+    rows = [
+        {
+            "data_source": problem.source,
+            "prompt": [{"role": "user", "content": problem.question}],
+            "ability": "math",
+            "reward_model": {
+                "ground_truth": list(problem.answers) if lists else problem.answers[0],
+                "style": "rule",
+            },
+            "extra_info": {
+                "index": index,
+                "split": split,
+                "id": problem.id,
+                "difficulty": None if problem.accuracy is None else difficulty(problem.accuracy, rollouts),
+            },
+        }
+        for index, problem in enumerate(problems)
+    ]
+    path = Path(path)
+    pd.DataFrame(rows).to_parquet(path.with_name(f".{path.name}"), index=False)
+    os.replace(path.with_name(f".{path.name}"), path)
+
+
+def difficulty(accuracy: float, rollouts: int = 8) -> str:
+    """An accuracy as "k/n": of `rollouts` where that is exact, else the nearest fraction with n up to 10,000."""
+    right = round(accuracy * rollouts)
+    if right / rollouts == accuracy:
+        return f"{right}/{rollouts}"
+    found = Fraction(accuracy).limit_denominator(10_000)
+    return f"{found.numerator}/{found.denominator}"
+
+
+def histogram(accuracies: Sequence[float], rollouts: int = 8) -> np.ndarray:
+    """How many accuracies are nearest to k of `rollouts`: int64 [rollouts + 1], for k = 0 ... rollouts."""
+    nearest = np.rint(np.asarray(accuracies, np.float64) * rollouts).astype(np.int64)
+    return np.bincount(nearest, minlength=rollouts + 1)
+
+
+def difficulty_picture(accuracies: dict[str, Sequence[float]], *, rollouts: int = 8) -> Figure:
+    """One histogram for each named list, side by side on one scale: from solved never to solved always."""
+    counts = {name: histogram(values, rollouts) for name, values in accuracies.items()}
+    figure = Figure(figsize=(1.0 + 4.5 * len(counts), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axes, (name, count) in zip(panels, counts.items(), strict=True):
+        bars = axes.bar(range(rollouts + 1), count, color="tab:blue")
+        axes.bar_label(bars, [f"{100 * share:.0f}%" for share in count / max(count.sum(), 1)], fontsize=8)
+        axes.set(title=f"{name} ({count.sum():,})", xlabel=f"solved of {rollouts}", xticks=range(rollouts + 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("problems")
+    return figure
+
+
+def card(problems: Sequence[Problem], *, title: str, history: Sequence[str] = (), rollouts: int = 8) -> str:
+    """The card in Markdown: counts, sources, length of questions, answers, how it was made, difficulty."""
+    words = [len(problem.question.split()) for problem in problems]
+    measured = [problem.accuracy for problem in problems if problem.accuracy is not None]
+    lines = [f"# {title}", "", f"{len(problems):,} problems in `problems.parquet`; columns: "]
+    lines[-1] += ", ".join(f"`{column}`" for column in RELEASED_COLUMNS) + "."
+    lines += ["", "| source | problems |", "|---|---|"]
+    lines += [f"| {name or '?'} | {n:,} |" for name, n in Counter(problem.source for problem in problems).most_common()]
+    lines += ["", f"Words in a question, suffix included: median {np.median(words):.0f}, longest {max(words)}. "]
+    lines[-1] += f"Problems with several right answers: {sum(len(problem.answers) > 1 for problem in problems):,}."
+    if history:
+        lines += ["", "## How it was made", "", *(f"{i}. {line}" for i, line in enumerate(history, start=1))]
+    lines += ["", "## Difficulty", ""]
+    if not measured:
+        return "\n".join([*lines, "Not measured."]) + "\n"
+    lines += [f"Share of right rollouts, known for {len(measured):,} problems, mean {np.mean(measured):.3f}.", ""]
+    lines += ["![difficulty](difficulty.png)", "", f"| solved of {rollouts} | problems |", "|---|---|"]
+    lines += [f"| {k} | {n:,} |" for k, n in enumerate(histogram(measured, rollouts))]
+    return "\n".join(lines) + "\n"
