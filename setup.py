@@ -23,6 +23,7 @@ setup(
         "tokenizers>=0.21",
         "safetensors>=0.5,<1",
         "datasets>=4.0,<6",
+        "mpmath>=1.3,<1.5",
         "sympy>=1.13,<1.15",
         "math-verify>=0.8,<0.10",
         "latex2sympy2_extended>=1.10,<1.12",

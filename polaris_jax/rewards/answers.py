@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from polaris_jax.rewards.verdict import Reason
+from polaris_jax.rewards.words import plain
 
 THINK_END = "</think>"
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
@@ -67,4 +68,4 @@ def _number(answer: object) -> list[str]:
 
 
 def _is_nan(text: str) -> bool:
-    return text.strip().lower() in ("nan", "+nan", "-nan")
+    return len(text) < 40 and plain(text).lower().lstrip("+-") == "nan"

@@ -11,6 +11,7 @@ from polaris_jax.rewards.process import WorkerDied, WorkerProcess, WorkerTimedOu
 from polaris_jax.rewards.verdict import Reason, Verdict
 
 MAX_TEXT = 20_000  # characters of a box or of all ground truths; no answer is that long
+MIN_MEMORY_BYTES = 64 << 20
 ATTEMPTS = 2  # per case: a worker that dies is replaced and the case tried once more
 
 
@@ -40,10 +41,8 @@ class VerifierPool:
             raise ValueError(f"workers must be at least 1, got {workers}")
         if timeout_s <= 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
-        if memory_bytes < 256 << 20:
-            raise ValueError(
-                f"memory_bytes must be at least {256 << 20} (Python and its libraries), got {memory_bytes}"
-            )
+        if memory_bytes < MIN_MEMORY_BYTES:
+            raise ValueError(f"memory_bytes must be at least {MIN_MEMORY_BYTES} for Python itself, got {memory_bytes}")
         self._timeout_s, self._memory_bytes, self._require_think = timeout_s, memory_bytes, require_think
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._owner = os.getpid()
@@ -77,9 +76,13 @@ class VerifierPool:
             self._tasks.put(_Task(box, golds, future))
         return future
 
-    def close(self) -> None:
-        """Finish what was submitted, then end the workers."""
+    def close(self, *, cancel_pending: bool = False) -> None:
+        """Finish what was submitted, or cancel what no worker has begun, then end the workers."""
         with self._lock:
+            while cancel_pending and not self._closed and not self._tasks.empty():
+                task = self._tasks.get()
+                if task is not None:
+                    task.future.cancel()
             if not self._closed:
                 self._closed = True
                 for _ in self._threads:
@@ -90,8 +93,8 @@ class VerifierPool:
     def __enter__(self) -> "VerifierPool":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        self.close(cancel_pending=kind is not None)
 
     def _serve(self) -> None:
         worker = self._start()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 HEADER = struct.Struct("!I")
+COMMAND = (sys.executable, "-P", "-m", "polaris_jax.rewards.worker")
 START_TIMEOUT_S = 60.0
 
 
@@ -26,12 +27,13 @@ class WorkerProcess:
 
     def __init__(self, timeout_s: float, memory_bytes: int):
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "polaris_jax.rewards.worker", str(timeout_s), str(memory_bytes)],
+            [*COMMAND, str(timeout_s), str(memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=_environment(),
             bufsize=0,
+            process_group=0,  # Ctrl-C is for the process that owns the pool
         )
         self.pid = self._process.pid
         self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()

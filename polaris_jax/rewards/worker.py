@@ -29,12 +29,14 @@ def main(timeout_s: float, memory_bytes: int) -> None:
     requests, replies = _take_over_stdio()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
     signal.signal(signal.SIGALRM, _raise_out_of_time)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends a worker stuck in C code that nobody is left to kill
     _send(replies, "")
     while (request := _receive(requests)) is not None:
-        _send(replies, _answer(request, timeout_s))
+        reason = _answer(request, timeout_s)
+        _send(replies, reason)
+        if reason is Reason.OVER_MEMORY:
+            return  # the pool starts a worker whose memory is not in pieces
 
 
 def _answer(request: list, timeout_s: float) -> Reason:

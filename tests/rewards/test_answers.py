@@ -1,0 +1,83 @@
+"""Which text is the answer, and which texts are right."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from polaris_jax.rewards.answers import alternatives, final_box, last_box
+from polaris_jax.rewards.verdict import Reason
+
+
+@pytest.mark.parametrize(
+    ("response", "box"),
+    [
+        ("<think>\\boxed{1}</think> \\boxed{2}", "2"),
+        ("</think>\\boxed{1} then \\boxed{2}", "2"),
+        ("a</think>\\boxed{1}</think>\\boxed{2}", "2"),
+        ("</think>\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("</think>\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
+        ("</think>\\boxed{a\\\\b}", "a\\\\b"),
+        ("</think>\\boxed{x = \\boxed{5}}", "5"),
+        ("</think>\\boxed {7}", "7"),
+        ("</think>\\boxed\n{7}", "7"),
+        ("</think>\\boxed{ \\boxed{7}", "7"),
+        ("</think>{{{ \\boxed{7}", "7"),
+        ("</think>}}} \\boxed{7}}}", "7"),
+        ("</think>\\boxed{}", ""),
+    ],
+)
+def test_last_complete_box_after_last_think_wins(response, box):
+    assert final_box(response) == box
+
+
+@pytest.mark.parametrize("response", ["\\boxed{1}", "<think>\\boxed{1}", "", "</think \\boxed{1}"])
+def test_without_end_of_thinking_there_is_no_answer(response):
+    assert final_box(response) is Reason.NO_THINK_END
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "42", "\\boxed{42", "\\boxed{4\\}", "\\boxed 42", "\\fbox{42}", "\\boxed{42} so \\boxed{43", "\\Boxed{42}"],
+)
+def test_no_complete_box_or_one_cut_short_is_no_answer(text):
+    assert final_box("</think>" + text) is Reason.NO_BOX
+
+
+def test_models_that_do_not_think_are_read_from_the_start():
+    assert final_box("so \\boxed{42}", require_think=False) == "42"
+    assert final_box("\\boxed{1}</think>\\boxed{42}", require_think=False) == "42"
+
+
+def test_a_megabyte_of_braces_is_one_pass():
+    assert last_box("\\boxed{" * 100_000) is None
+    assert last_box("{" * 500_000 + "\\boxed{1}") == "1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts"),
+    [
+        ("12", ["12"]),
+        (12, ["12"]),
+        (142.0, ["142.0"]),
+        (["1", "2"], ["1", "2"]),
+        (("1", ["2", 3]), ["1", "2", "3"]),
+        (np.array(["9.6\n"], dtype=object), ["9.6\n"]),
+        (np.array([1, 2]), ["1", "2"]),
+        (np.float64(4.0), ["4.0"]),
+        (np.float32(0.1), ["0.1"]),
+        (np.int32(7), ["7"]),
+        (np.array(7), ["7"]),
+        (np.str_("x"), ["x"]),
+        (pd.Series(["a", None, "b"]), ["a", "b"]),
+        (b"17", ["17"]),
+        (None, []),
+        ("  ", []),
+        ([], []),
+        (float("nan"), []),
+        ("NaN", []),
+        (pd.NA, []),
+        (pd.NaT, []),
+    ],
+)
+def test_ground_truths_come_as_text_numbers_lists_and_arrays(answer, texts):
+    assert alternatives(answer) == texts
