@@ -39,8 +39,8 @@ def prepare(
     """Loads the sources in order, leaves out repeats, problems that share `ngram` words in a row with one of the five
     benchmarks, and prompts over `max_prompt_tokens` of the tokenizer, and writes the rest with a card into `output`.
 
-    overlap_share: `threshold` of `cleaning.decontaminate`. Also writes skipped.txt (unusable rows), repeats.csv and overlaps.csv (with the words shared). Raises UserError
-    for a source that cannot be read, and where nothing is left.
+    overlap_share: `threshold` of `cleaning.decontaminate`. Also writes skipped.txt (unusable rows), repeats.csv and
+    overlaps.csv (with the words shared). Raises UserError for a source that cannot be read, and where nothing is left.
     """
     encoder = hf.load_tokenizer(tokenizer) if tokenizer else None
     problems, history, skipped = [], [], []
