@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
     c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
-    c.data.max_prompt_tokens = 1024  # longer prompts are dropped and counted
+    c.data.max_prompt_tokens = 1024  # longer prompts are dropped and counted; benchmarks keep all of theirs
 
     c.rollout = ConfigDict()
     c.rollout.prompts = 128  # per step
@@ -90,8 +90,8 @@ def get_config() -> ConfigDict:
     c.sft.warmup_steps = 50
 
     c.evaluation = ConfigDict()
-    c.evaluation.benchmarks = ("aime24", "aime25", "amc23", "minerva", "olympiad")  # or "arithmetic"
-    c.evaluation.samples = 4
+    c.evaluation.benchmarks = ("aime24", "aime25", "amc23", "minerva", "olympiad")  # "aime24:32": 32 samples of it
+    c.evaluation.samples = 4  # per problem, where the benchmark's name has no number
     c.evaluation.temperature = 1.0
     c.evaluation.top_p = 1.0
     c.evaluation.top_k = 0

@@ -27,7 +27,9 @@ from polaris_jax.evaluation.evaluate import Evaluation
 BASE = str(Path(__file__).resolve().parents[1] / "configs" / "base.py")
 CONFIG = config_flags.DEFINE_config_file("config", BASE, "The config; --config.KEY=VALUE overrides one of its keys.")
 MODEL = flags.DEFINE_string("model", None, "The model, in place of config.model's path and tokenizer.")
-BENCHMARKS = flags.DEFINE_list("benchmarks", None, "aime24, aime25, amc23, minerva, olympiad, arithmetic, or datasets.")
+BENCHMARKS = flags.DEFINE_list(
+    "benchmarks", None, "aime24, aime25, amc23, minerva, olympiad, arithmetic, or datasets; aime24:32 takes 32 samples."
+)
 SAMPLES = flags.DEFINE_integer("samples", None, "Responses to each problem.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for responses and scores.", required=True)
 RESPONSES = flags.DEFINE_string("responses", None, "Score this parquet or jsonl file of prompts and responses.")

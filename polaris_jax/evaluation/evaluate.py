@@ -39,16 +39,16 @@ def evaluate(
     seed: int,
     verifier: VerifierPool,
     *,
-    max_prompt_tokens: int,
+    max_prompt_tokens: int | None = None,
     journal: Journal | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Evaluation:
     """Samples `samples` responses a problem and scores them; each is judged while others are still sampled.
 
     engine, sampling: a `RolloutEngine` and its `Sampling`. problems: of one or several benchmarks, named by their
-    `source`; those whose prompt has more than `max_prompt_tokens` are left out. journal: takes each record as it
-    comes; problems it holds in full are not sampled again. A sample's randomness has an address, so the result is that
-    of an unbroken run.
+    `source`; those whose prompt has more than `max_prompt_tokens` are left out (None: none is). journal: takes each
+    record as it comes; problems it holds in full are not sampled again. A sample's randomness has an address, so the
+    result is that of an unbroken run.
     """
     prompts = make_prompts(problems, tokenizer, max_prompt_tokens)
     problems = [problem for problem in problems if problem.id in prompts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,28 @@ from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.start import load_model, load_tokenizer
 from polaris_jax.types import Problem
 
+_SAMPLES = re.compile(r":(\d{1,6})$")
 ARITHMETIC_PROBLEMS = 256  # of the endless supply, where `evaluation.max_problems` sets no number
 
 
 def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda done, total: None) -> Evaluation:
     """Evaluates the model of `config.model` as `config.evaluation` says, or goes on where that stopped.
 
+    A benchmark's name may say how many responses its problems get, such as "aime24:32"; the others get
+    `config.evaluation.samples`. No prompt is too long here: `config.data.max_prompt_tokens` is for training.
+
     Writes into `output`: responses.jsonl while it samples, then responses.parquet and scores.json. Raises UserError,
     before anything is compiled, where config, model, benchmarks and `output` do not fit together.
     """
     configs.check(config)
     c = config.evaluation
-    if c.samples < 1:
-        raise UserError(f"config.evaluation.samples: expected at least 1, found {c.samples}")
-    problems = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
+    by_samples: dict[int, list[Problem]] = {}
+    for name in c.benchmarks:
+        samples = samples_of(name, c.samples)
+        found = load_benchmarks([name], suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
+        by_samples.setdefault(samples, []).extend(found)
+    if not by_samples:
+        raise UserError("config.evaluation.benchmarks: empty; name at least one")
     tokenizer = load_tokenizer(config)
     with Journal(Path(output) / "responses.jsonl", _settings(config)) as journal, verifier_pool(config) as verifier:
         mesh = make_mesh(config.mesh)
@@ -48,19 +57,25 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
         except ValueError as error:
             raise UserError(f"config.rollout: {error}") from error
         output = prepare_workdir(output)
-        result = evaluate(
-            params,
-            engine,
-            tokenizer,
-            problems,
-            sampling,
-            c.samples,
-            config.seed,
-            verifier,
-            max_prompt_tokens=config.data.max_prompt_tokens,
-            journal=journal,
-            progress=progress,
-        )
+        done, total = 0, sum(samples * len(problems) for samples, problems in by_samples.items())
+        results = []
+        for samples, problems in by_samples.items():
+            results.append(
+                evaluate(
+                    params,
+                    engine,
+                    tokenizer,
+                    problems,
+                    sampling,
+                    samples,
+                    config.seed,
+                    verifier,
+                    journal=journal,
+                    progress=lambda part, _, done=done: progress(done + part, total),
+                )
+            )
+            done += samples * len(problems)
+    result = _joined(results)
     save(output, result, config.model.path or config.model.preset, _settings(config))
     return result
 
@@ -82,10 +97,11 @@ def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: i
     """The problems of several benchmarks, at most `most` of each (0: all).
 
     A name is one of `BENCHMARKS`, "arithmetic" (held-out problems of the demo, drawn with `seed`), or a dataset as in
-    `load_problems`, all of whose problems are then called by that name.
+    `load_problems`, all of whose problems are then called by that name. A number of samples behind it is ignored.
     """
     problems: list[Problem] = []
     for name in names:
+        name = _SAMPLES.sub("", name)
         if name in BENCHMARKS:
             found = benchmark(name, suffix=suffix)
         elif name == "arithmetic":
@@ -95,9 +111,16 @@ def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: i
         else:
             found = [Problem(p.id, p.question, p.answers, name) for p in load_problems(name, suffix=suffix)]
         problems += found[: most or None]
-    if not problems:
-        raise UserError("config.evaluation.benchmarks: empty; name at least one")
     return problems
+
+
+def samples_of(name: str, default: int) -> int:
+    """The number of samples behind a benchmark's name, as in "aime24:32", else `default`. Raises UserError below 1."""
+    given = _SAMPLES.search(name)
+    samples = int(given[1]) if given else default
+    if samples < 1:
+        raise UserError(f"config.evaluation: expected at least 1 sample of {name}, found {samples}")
+    return samples
 
 
 def evaluation_sampling(config: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
@@ -136,6 +159,14 @@ def save(output: str | Path, result: Evaluation, model: str, settings: dict[str,
     report = {"model": model, "settings": settings, "scores": result.scores}
     (output / ".scores.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(output / ".scores.json", output / "scores.json")
+
+
+def _joined(results: Sequence[Evaluation]) -> Evaluation:
+    return Evaluation(
+        [problem for result in results for problem in result.problems],
+        [record for result in results for record in result.records],
+        {benchmark: scores for result in results for benchmark, scores in result.scores.items()},
+    )
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:

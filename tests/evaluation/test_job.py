@@ -77,7 +77,7 @@ def test_output_holds_scores_and_responses_and_is_gone_on_with(config, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluation.samples": 0}, "config.evaluation.samples: expected at least 1, found 0"),
+        ({"evaluation.samples": 0}, "config.evaluation: expected at least 1 sample of arithmetic, found 0"),
         ({"evaluation.benchmarks": ("aime",)}, "aime: no such benchmark; expected aime24"),
         ({"evaluation.benchmarks": ()}, "config.evaluation.benchmarks: empty"),
     ],
@@ -86,6 +86,24 @@ def test_mistakes_leave_nothing_behind(config, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         job.run(configs.override(config, changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_each_benchmark_may_have_its_own_number_of_samples(config, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"problem": "Start with 37. What is the result?", "answer": "50"}\n')
+    seen = []
+    changed = configs.override(config, {"evaluation.benchmarks": ("arithmetic", f"{path}:3")})
+    scores = job.run(changed, tmp_path / "out", progress=lambda *counts: seen.append(counts)).scores
+    assert scores["arithmetic"]["samples"] == 2
+    assert scores[str(path)]["avg@3"]["mean"] == 1
+    assert (Parrot.sampled, seen[-1]) == (13, (13, 13))
+
+
+def test_long_questions_of_a_benchmark_are_asked_too(config, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"problem": "What is " * 500, "answer": "50"}))
+    changed = configs.override(config, {"evaluation.benchmarks": (str(path),)})
+    assert job.run(changed, tmp_path / "out").scores[str(path)]["problems"] == 1
 
 
 def test_benchmarks_by_name_and_file(tmp_path):
