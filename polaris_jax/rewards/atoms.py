@@ -23,6 +23,7 @@ def number(text: str) -> n.Num:
 
 def in_base(literal: n.Num, base_text: str) -> n.Num:
     """The number whose digits are read in the base that its subscript names. Raises Unreadable."""
+    base_text = base_text.strip("()")
     base = int(base_text) if base_text.isdigit() and len(base_text) < 3 else _BASE_NAMES.get(base_text.lower(), 0)
     if not literal.digits.isdigit() or not 2 <= base <= 36 or any(int(digit) >= base for digit in literal.digits):
         raise Unreadable("not a number in a base")
@@ -51,3 +52,26 @@ def is_proper(fraction: n.Node) -> bool:
     if not (isinstance(top, n.Num) and isinstance(bottom, n.Num)):
         return False
     return top.digits.isdigit() and bottom.digits.isdigit() and 0 < top.value < bottom.value
+
+
+def is_set(node: n.Node | None) -> bool:
+    """Whether this is a set as such: a named one, or one in braces."""
+    if isinstance(node, n.Const):
+        return node.name[0] in "RZNQC"
+    return isinstance(node, (n.Builder, n.SetOp)) or (isinstance(node, n.Seq) and node.left == "set")
+
+
+def derivative(top: n.Node, bottom: n.Node) -> n.Node | None:
+    """The symbol that a fraction such as dy/dx or d^2y/dx^2 stands for, or None for any other fraction."""
+    match top, bottom:
+        case n.Call("mul", (over, n.Sym() | n.Apply() as function)), n.Call("mul", (n.Sym(under), variable)):
+            order = n.ONE
+            if isinstance(over, n.Call) and over.name == "pow" and isinstance(variable, n.Call):
+                (over, order), (variable, power) = over.args, variable.args
+                if order != power:
+                    return None
+            if over != n.Sym(under) or under not in ("d", "partial") or not isinstance(variable, n.Sym):
+                return None
+            name = function.name if isinstance(function, n.Sym) else f"{function.name}()"
+            return n.Sym(f"D({name},{variable.name},{order.value if isinstance(order, n.Num) else order})")
+    return None

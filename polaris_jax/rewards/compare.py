@@ -16,7 +16,17 @@ _BRACKETS = frozenset(["(", "[", "<"])
 
 def same_answer(gold: n.Node, box: n.Node) -> bool:
     """Whether the box is right where the gold is: every solution, no other, each once."""
+    gold, box = _elements(gold), _elements(box)
     return any(rule(gold, box) for rule in (_same_lists, _same_assignments, _same_sets))
+
+
+def _elements(node: n.Node) -> n.Node:
+    """The finite set of x in {1, 2}; any other tree as it is."""
+    if isinstance(node, n.Relation) and node.ops == ("in",) and relations.is_variable(node.sides[0]):
+        values = node.sides[1]
+        if isinstance(values, n.Seq) and values.left == "set":
+            return values
+    return node
 
 
 # lists
@@ -180,6 +190,7 @@ def _same_percent(gold: n.Node, box: n.Node) -> bool:
 def _same_quantity(gold: n.Node, box: n.Node) -> bool:
     """A unit may be left out, but where both name known units the values must be equal in the same unit."""
     factor = 1
+    gold, box = (n.Quantity(node.body, "degree") if isinstance(node, n.Degree) else node for node in (gold, box))
     if isinstance(gold, n.Quantity) and isinstance(box, n.Quantity):
         factor = factor_between(gold.unit, box.unit)
         if factor is None:

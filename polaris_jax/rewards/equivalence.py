@@ -14,7 +14,8 @@ from polaris_jax.rewards.tokens import Unreadable
 from polaris_jax.rewards.verdict import Reason
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
-_COMMA_GROUP = re.compile(r"[0-9],[0-9]{3}")
+_COMMA_GROUP = re.compile(r"[0-9],[1-9][0-9]{2}")
+_ZERO_GROUP = re.compile(r",0[0-9]")  # 1,000 is no list
 
 
 def judge(box: str, golds: list[str]) -> Reason:
@@ -54,7 +55,7 @@ def _reason(equal: bool) -> Reason:
 def _trees(text: str) -> list[n.Node]:
     """The different trees that the text can be read into; none if it cannot be read."""
     trees = _read(text, Reading())
-    if _COMMA_GROUP.search(text):
+    if _COMMA_GROUP.search(text) and not _ZERO_GROUP.search(text):
         trees += _read(text, Reading(comma_groups=False))
     if any(n.contains(tree, n.Quantity) for tree in trees):
         trees += _read(text, Reading(unit_letters=False))

@@ -18,7 +18,7 @@ Value = Fraction | mpf | mpc
 MAX_BITS = 200_000  # of an exact number
 MAX_MAGNITUDE = 1 << 24  # of log2 of an inexact one
 MAX_FACTORIAL = 10_000
-MAX_FOLD = 2_000
+MAX_FOLD = 1_000
 MAX_NESTED_FOLD = 40
 
 
@@ -341,7 +341,7 @@ def _without_pole(function: Callable) -> Callable:
     return apply
 
 
-TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
+TRIGONOMETRIC = frozenset("sin cos tan cot sec csc cis".split())
 _MPMATH = "sin cos tan cot sec csc".split()
 _INVERSE = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec", "arccsc": "acsc"}
 FUNCTIONS: dict[str, Callable[..., Value]] = (
@@ -355,6 +355,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = (
         "pow": power,
         "sqrt": lambda a: power(a, Fraction(1, 2)),
         "root": lambda a, k: power(a, divide(Fraction(1), k)),
+        "cbrt": lambda a: power(a, Fraction(1, 3)),
         "abs": abs,
         "floor": _floor,
         "ceil": _ceil,
@@ -362,6 +363,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = (
         "ln": _log,
         "lg": lambda a: _log(a, Fraction(10)),
         "exp": _exp,
+        "cis": lambda a: _exp(multiply(a, mpc(0, 1))),
         "sinh": _sinh,
         "cosh": _cosh,
         "tanh": lambda a: divide(_sinh(a), _cosh(a)),

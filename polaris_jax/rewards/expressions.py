@@ -1,11 +1,12 @@
 r"""Reads sums, products, powers and what they are made of; `Reader` adds lists, relations and units."""
 
 from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.atoms import in_base, is_proper, negated, number, primed
+from polaris_jax.rewards.atoms import derivative, in_base, is_proper, is_set, negated, number, primed
 from polaris_jax.rewards.tokens import MAX_DEPTH, Token, Unreadable
 
 _END = Token("eof", "")
-_FACTOR_STARTS = frozenset(["num", "sym", "const", "func", "cmd", "open", "accent", "prefix", "begin", "currency"])
+FACTOR_STARTS = frozenset(["num", "sym", "const", "func", "cmd", "open", "accent", "prefix", "begin", "currency"])
+FRACTIONS = {"frac": "div"}
 INVERSES = frozenset("sin cos tan cot sec csc".split())
 _MARKS = frozenset(["deg", "'", "+", "-", "*"])  # superscripts that are no exponents
 
@@ -44,9 +45,15 @@ class ExpressionReader:
 
     def sets(self) -> n.Node:
         value = self.sum()
-        while self.is_op("union", "intersection", "minus"):
-            value = n.SetOp(self.next().text, value, self.sum())
+        while self.is_op("union", "intersection", "minus") or self.is_plain_union(value):
+            op = "union" if self.token.kind == "sym" else self.token.text
+            self.next()
+            value = n.SetOp(op, value, self.sum())
         return value
+
+    def is_plain_union(self, value: n.Node) -> bool:
+        """Whether the letter U stands between two sets."""
+        return self.token.text == "U" and isinstance(value, n.Seq) and self.peek().kind == "open"
 
     def sum(self) -> n.Node:
         value: n.Node | None = None
@@ -57,6 +64,8 @@ class ExpressionReader:
             term = self.term()
             if op in ("pm", "mp"):
                 value = n.PlusMinus(value or n.ZERO, term, 1 if op == "pm" else -1)
+            elif op == "-" and is_set(value) and is_set(term):
+                value = n.SetOp("minus", value, term)
             else:
                 term = negated(term) if op == "-" else term
                 value = n.Call("add", (value, term)) if value else term
@@ -64,22 +73,32 @@ class ExpressionReader:
 
     def term(self) -> n.Node:
         value = self.signed_power()
-        while True:
+        while not isinstance(value, n.Seq):
             if self.is_op("*", "/", "mod"):
                 name = {"*": "mul", "/": "div", "mod": "mod"}[self.next().text]
                 value = n.Call(name, (value, self.signed_power()))
             elif self.starts_factor():
                 value = self.implicit(value)
             else:
-                return value
+                break
+        return value
 
     def starts_factor(self) -> bool:
         token = self.token
+        if token.gap == "\\quad":
+            return False
         if token.kind == "bar":
             return not self.bars and not self.head and self.closing_bar_ahead()
-        if token.kind not in _FACTOR_STARTS or token.text == "pmod":
+        if token.kind not in FACTOR_STARTS or token.text == "pmod":
             return False
-        return not self.unit_ahead()
+        return not (self.unit_ahead() or self.aside_ahead())
+
+    def aside_ahead(self) -> bool:
+        """Whether a parenthesis follows that holds nothing but words."""
+        at = self.at + 1
+        while self.token.text == "(" and at < len(self.tokens) and self.tokens[at].kind == "text":
+            at += 1
+        return at > self.at + 1 and at < len(self.tokens) and self.tokens[at].text == ")"
 
     def closing_bar_ahead(self) -> bool:
         return any(token.kind == "bar" for token in self.tokens[self.at + 1 :])
@@ -160,6 +179,8 @@ class ExpressionReader:
             raise Unreadable("dangling superscript")
         sign = self.is_op("-") and bool(self.next())
         exponent = self.script()
+        if exponent == n.Sym("o"):  # a degree sign made by hand
+            return self.degree(base)
         return n.Call("pow", (base, n.Call("neg", (exponent,)) if sign else exponent))
 
     def degree(self, value: n.Node) -> n.Node:
@@ -250,6 +271,8 @@ class ExpressionReader:
         inner = self.bracket_content()
         self.expect("close", ")")
         arguments = inner.items if isinstance(inner, n.Seq) and not inner.left else (inner,)
+        if name == "C" and len(arguments) == 2:
+            return n.Call("binom", arguments)
         return n.Apply(name, arguments)
 
     def bracket_content(self, head: int = 0) -> n.Node:
@@ -365,8 +388,8 @@ class ExpressionReader:
         if name == "sqrt":
             return self.root()
         if name in ("frac", "binom"):
-            first = self.argument()
-            return n.Call({"frac": "div"}.get(name, name), (first, self.argument()))
+            first, second = self.argument(), self.argument()
+            return (name == "frac" and derivative(first, second)) or n.Call(FRACTIONS.get(name, name), (first, second))
         if name in ("sum", "prod"):
             return self.fold(name)
         raise Unreadable(f"misplaced {name}")
@@ -390,6 +413,8 @@ class ExpressionReader:
         return n.Fold(kind, start.sides[0].name, start.sides[1], high, self.term())
 
     def function(self, name: str) -> n.Node:
+        if self.token.text == "=":  # \\max = 5
+            return n.Sym(name)
         power, base = None, None
         while self.is_op("^", "_"):
             if self.next().text == "^":

@@ -128,6 +128,8 @@ def solutions(node: n.Relation) -> RealSet:
     """Where a chain such as -2 <= x < 7, or x != 1, or x in (1, 2) holds; the variable must stand alone."""
     if node.ops == ("in",) and isinstance(node.sides[0], n.Sym):
         return real_set(node.sides[1])
+    if len(node.sides) == 2 and _is_size(node.sides[0]):
+        return _within(node.ops[0], node.sides[1])
     places = [i for i, side in enumerate(node.sides) if isinstance(side, n.Sym)]
     if len(places) != 1 or not set(node.ops) <= INEQUALITIES | {"="} or len(node.ops) > 2:
         raise NoRealSet
@@ -139,6 +141,19 @@ def solutions(node: n.Relation) -> RealSet:
     if len(node.ops) == 2 and place != 1:
         raise NoRealSet
     return result
+
+
+def _is_size(side: n.Node) -> bool:
+    return isinstance(side, n.Call) and side.name == "abs" and isinstance(side.args[0], n.Sym)
+
+
+def _within(op: str, bound: n.Node) -> RealSet:
+    """The set |x| op bound."""
+    if op not in ("<", "<=", ">", ">="):
+        raise NoRealSet
+    inside = op in ("<", ">=")  # open ends inside; the other two are complements
+    ball = _interval(n.Call("neg", (bound,)), bound, not inside, not inside)
+    return ball if op.startswith("<") else complement(ball)
 
 
 def _half(op: str, bound: n.Node) -> RealSet:
@@ -153,11 +168,11 @@ def _half(op: str, bound: n.Node) -> RealSet:
 def _interval(low: n.Node, high: n.Node, low_closed: bool, high_closed: bool) -> RealSet:
     ends = _end(low, low_closed), _end(high, high_closed)
     if (
-        ends[0].approximate > ends[1].approximate
+        ends[0].approximate >= ends[1].approximate
         or (low_closed and not ends[0].node)
         or (high_closed and not ends[1].node)
     ):
-        raise NoRealSet  # backwards, or said to reach infinity
+        raise NoRealSet  # backwards, empty, or said to reach infinity
     return _nonempty(Interval(*ends))
 
 

@@ -11,7 +11,8 @@ from fractions import Fraction
 
 from polaris_jax.rewards import nodes as n
 from polaris_jax.rewards import units
-from polaris_jax.rewards.expressions import ExpressionReader
+from polaris_jax.rewards.approximations import without_approximations
+from polaris_jax.rewards.expressions import FACTOR_STARTS, ExpressionReader
 from polaris_jax.rewards.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
 
 MAX_TOKENS = 4000
@@ -37,7 +38,7 @@ _NAMED = {
 }
 _PREFIX_WORDS = frozenset(
     "the final answer answers is are so therefore thus hence we get have value values solution solutions length area"
-    " result equals equal to of and".split()
+    " result equals equal to of and usd eur rs".split()
 )
 
 
@@ -51,21 +52,45 @@ class Reading:
 
 def read(text: str, reading: Reading = Reading()) -> n.Node:
     """The tree of an answer. Raises Unreadable."""
-    text = trim(clean(text))
-    tokens = [_separator(token) for token in tokenize(text, comma_groups=reading.comma_groups)]
+    text = _without_reversed_brackets(trim(clean(text)))
+    return _parsed(tokenize(text, comma_groups=reading.comma_groups), reading)
+
+
+def _parsed(tokens: list[Token], reading: Reading) -> n.Node:
+    tokens = [_separator(token) for token in without_approximations(tokens)]
     if not tokens or len(tokens) > MAX_TOKENS:
         raise Unreadable("empty, or too long")
     reader = Reader(tokens, reading.unit_letters)
     answer = reader.list_until("eof")
     reader.expect("eof")
+    return _read_within_words(answer, reading) if isinstance(answer, n.Words) else answer
+
+
+def _read_within_words(words: n.Words, reading: Reading) -> n.Node:
+    """Prose that holds a number may be an answer all in text, such as 42 units; a time of the day is not."""
+    if not re.search(r"[0-9]", words.text) or re.search(r"[0-9]:[0-9]|[{}]", words.text):
+        return words
+    try:
+        answer = _parsed(tokenize(trim(words.text), comma_groups=reading.comma_groups), reading)
+    except (Unreadable, ZeroDivisionError):
+        return words
     return answer
+
+
+def _without_reversed_brackets(text: str) -> str:
+    """]0,1[ in the usual notation, (0,1)."""
+    match = re.fullmatch(r"([\[\]])([^\[\]()]+,[^\[\]()]+)([\[\]])", text)
+    if not match or match.group(1, 3) == ("[", "]"):
+        return text
+    left, ends, right = match.groups()
+    return f"{'[' if left == '[' else '('}{ends}{']' if right == ']' else ')'}"
 
 
 def trim(text: str) -> str:
     """Without dollar signs around formulas, Markdown bold, and the full stop of a sentence."""
     text = re.sub(r"(?<!\\)\$+", r"\\: ", text)
-    text = re.sub(r"^(?:\s|\*\*|\\[:;,! ]|\\quad|\\qquad)+", "", text)
-    return re.sub(r"(?:\s|\*\*|\\[:;,! ](?<!\\\\[:;,! ])|~|[.,;:]|(?<!\\)\\)+$", "", text)
+    text = re.sub(r"^(?:\s|\*\*|`|\\[:;,! ]|\\quad|\\qquad)+", "", text)
+    return re.sub(r"(?:\s|\*\*|`|\\[:;,! ](?<!\\\\[:;,! ])|~|[.,;:]|(?<!\\)\\)+$", "", text)
 
 
 def _separator(token: Token) -> Token:
@@ -90,6 +115,9 @@ class Reader(ExpressionReader):
         items, separators = [], []
         while True:
             items.append(self.item())
+            if self.next_item_follows(items[-1]):
+                separators.append(",")
+                continue
             if self.token.kind not in ("sep", "row"):
                 break
             separators.append(self.separators())
@@ -98,6 +126,12 @@ class Reader(ExpressionReader):
                 break
         self.depth -= 1
         return _grouped(items, separators)
+
+    def next_item_follows(self, item: n.Node) -> bool:
+        r"""Whether another item follows without a separator, as in (1,2) (2,1) and 1 \quad 2."""
+        if isinstance(item, n.Seq) and item.left in ("(", "[", "<"):
+            return self.token.kind == "open"
+        return self.token.gap == "\\quad" and self.token.kind in FACTOR_STARTS
 
     def separators(self) -> str:
         """One separator for a run such as `, and`: the strongest of them."""
@@ -116,6 +150,8 @@ class Reader(ExpressionReader):
             if self.token.text != "=":
                 raise Unreadable("prose before a formula")
             return self.relation(n.Sym(prose.strip()))
+        if prose is not None and self.token.kind == "colon":
+            self.next()
         value = self.relation()
         self.skip_universal_clause()
         return value
@@ -135,7 +171,7 @@ class Reader(ExpressionReader):
         return " ".join(parts) if parts else None
 
     def relation(self, first: n.Node | None = None) -> n.Node:
-        if first is None and self.token.kind == "rel" and self.token.text in ("=", "~"):
+        if first is None and self.token.text == "=":
             self.next()
         sides, ops = [first or self.ratio()], []
         while self.token.kind in ("rel", "mid") or (self.token.kind == "bar" and not self.bars and not self.head):
@@ -146,9 +182,6 @@ class Reader(ExpressionReader):
         if self.token.kind == "cmd" and self.token.text == "pmod":
             self.next()
             sides[-1] = n.Call("mod", (sides[-1], self.argument()))
-        if "~" in ops:  # an approximation appended to an exact value is read for the exact value
-            cut = ops.index("~")
-            sides, ops = sides[: cut + 1], ops[:cut]
         return n.Relation(tuple(ops), tuple(sides)) if ops else sides[0]
 
     def ratio(self) -> n.Node:
@@ -171,13 +204,22 @@ class Reader(ExpressionReader):
 
     def unit(self) -> str:
         """Text of the unit that starts here; "" if there is none."""
-        text = ""
         if _UNIVERSAL.match(self.token.text):
-            return text
+            return ""
+        text = self.aside()
         while self.token.kind in ("text", "currency") or self.unit_ahead(bool(text)):
             token = self.next()
             text += "^" + self.exponent_text() if token.text == "^" else " " + token.text
         return text.strip()
+
+    def aside(self) -> str:
+        """Words in brackets behind a value, such as (square units)."""
+        if not self.aside_ahead():
+            return ""
+        self.next()
+        words = self.leading_prose() or ""
+        self.expect("close", ")")
+        return words
 
     def exponent_text(self) -> str:
         if self.token.kind != "open":
@@ -195,10 +237,15 @@ class Reader(ExpressionReader):
             return True
         if not self.unit_letters or self.token.kind != "sym" or not units.is_unit_letter(self.token.text):
             return False
-        if self.token.gap != "\\" and not started:
+        if not self.token.gap.startswith("\\") and not started and not self.compound_unit_ahead():
             return False
         rest = itertools.takewhile(lambda token: token.kind not in _ITEM_ENDS, self.tokens[self.at :])
         return all(token.kind in ("text", "num") or token.text in _UNIT_MARKS for token in rest)
+
+    def compound_unit_ahead(self) -> bool:
+        """Whether m/s or m/s^2 follows a number directly."""
+        written = "".join(token.text for token in self.tokens[self.at :])
+        return self.tokens[self.at - 1].kind == "num" and written in ("m/s", "m/s^2", "m/s^{2}")
 
 
 def named_by_words(prose: str) -> n.Node:

@@ -25,9 +25,11 @@ def is_asked(node: n.Node) -> bool:
     """A quantity that a problem may ask for: a name, a function of names, a sum or product of distinct names."""
     if isinstance(node, (n.Sym, n.Apply)) or is_variable(node):
         return True
+    if isinstance(node, n.Ratio):
+        return all(map(is_asked, node.parts))
     if not isinstance(node, n.Call) or n.contains(node, n.Num):
         return False
-    return node.name not in ("pow", "div", "neg", "sqrt") and all(is_asked(arg) for arg in node.args)
+    return node.name not in ("pow", "neg", "sqrt") and all(is_asked(arg) for arg in node.args)
 
 
 def assigned(node: n.Relation) -> tuple[n.Node, n.Node] | None:
@@ -54,7 +56,7 @@ def answered(node: n.Relation) -> list[n.Node] | None:
 
 def renamed(name: n.Node, value: n.Node, like: n.Node) -> n.Node | None:
     """`value` with the arguments of f(x) called as in f(n), or None where the names differ otherwise."""
-    if name == like:
+    if name == like or _is_graph(name, like) or _is_graph(like, name):
         return value
     if not (isinstance(name, n.Apply) and isinstance(like, n.Apply) and name.name == like.name):
         return None
@@ -63,6 +65,11 @@ def renamed(name: n.Node, value: n.Node, like: n.Node) -> n.Node | None:
     names = {old.name: new for old, new in zip(name.args, like.args, strict=True)}
     captured = {new.name for new in like.args} - names.keys()
     return None if captured & n.free_symbols(value) else n.substitute(value, names)
+
+
+def _is_graph(curve: n.Node, function: n.Node) -> bool:
+    """y = ... and f(x) = ..."""
+    return curve == n.Sym("y") and function == n.Apply("f", (n.Sym("x"),))
 
 
 def same_equation(a: n.Relation, b: n.Relation) -> bool:

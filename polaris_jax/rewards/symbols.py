@@ -91,6 +91,8 @@ MARKS = {
     ">=": ("rel", ">="),
     "=<": ("rel", "<="),
     "==": ("rel", "="),
+    ":=": ("rel", "="),
+    "!=": ("rel", "!="),
     "...": ("sym", "…"),
     "+": ("op", "+"),
     "-": ("op", "-"),
@@ -118,7 +120,7 @@ MARKS = {
 }
 
 FUNCTIONS = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln lg log exp max min gcd lcm"
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln lg log exp max min gcd lcm cis"
 ).split()
 _ASCII_FUNCTIONS = {
     "asin": "arcsin",
@@ -127,13 +129,14 @@ _ASCII_FUNCTIONS = {
     "floor": "floor",
     "ceil": "ceil",
     "abs": "abs",
+    "cbrt": "cbrt",
 }
 
 COMMANDS = (
     {name: ("sym", name) for name in [*GREEK, "Pi", "ell", "hbar", "mho", "partial", "nabla", "odot", "aleph", "star"]}
     | {name: ("func", name) for name in FUNCTIONS}
     | {name: ("cmd", name) for name in ("frac", "binom", "sqrt", "sum", "prod", "pmod")}
-    | {name: ("cmd", "frac") for name in ("dfrac", "tfrac", "cfrac")}
+    | {name: ("cmd", "frac") for name in ("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac")}
     | {name: ("cmd", "binom") for name in ("dbinom", "tbinom")}
     | {name: ("accent", "") for name in ("vec", "overrightarrow", "overleftrightarrow", "widehat", "boxed", "fbox")}
     | {name: ("accent", name) for name in ("overline", "bar", "hat", "tilde", "dot", "ddot", "widetilde")}
@@ -202,13 +205,22 @@ TEXTS = frozenset(
     "text textbf textit textrm textsf texttt textnormal textsc textup emph mbox hbox mathring underbar".split()
 )
 
+IDEOGRAPH_SEPARATORS = {"或": "or", "和": "and", "且": "and", "与": "and", "或者": "or"}
+SHORT_WORDS = frozenset(["is", "are", "the", "of", "for", "all", "we", "get"])
 SEPARATOR_WORDS = frozenset(["and", "or"])
 BARE_NAMES = (
     {name: ("func", name) for name in FUNCTIONS}
     | {plain: ("func", name) for plain, name in _ASCII_FUNCTIONS.items()}
     | {name: ("sym", name) for name in GREEK if len(name) > 2}
     | {name: ("const", "inf") for name in ("inf", "infinity", "Infinity", "infty", "oo")}
-    | {"pi": ("const", "pi"), "Pi": ("const", "pi"), "sqrt": ("cmd", "sqrt"), "mod": ("op", "mod"), "in": ("rel", "in")}
+    | {
+        "pi": ("const", "pi"),
+        "Pi": ("const", "pi"),
+        "sqrt": ("cmd", "sqrt"),
+        "to": ("colon", ":"),
+        "mod": ("op", "mod"),
+        "in": ("rel", "in"),
+    }
 )
 
 

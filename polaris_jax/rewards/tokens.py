@@ -1,7 +1,7 @@
 r"""From LaTeX or plain text to tokens: fonts, spacing and sizing gone, one spelling for each thing.
 
 A token's kind is "num", "sym", "const", "func", "cmd" (takes arguments), "op", "rel", "open", "close", "sep",
-"text", "row", "col", "begin", "end" or "accent". `gap` says what stood before it: "", " ", or "\\" for explicit
+"text", "row", "col", "begin", "end" or "accent". `gap` says what stood before it: "", " ", "\\quad", or "\\" for other explicit
 LaTeX space (`\,`, `~`, ...), which is how people set a unit apart.
 """
 
@@ -24,7 +24,7 @@ class Token(NamedTuple):
 
 
 _UPRIGHT = frozenset(["mathrm", "text", "textrm", "textnormal", "mbox", "hbox"])
-MAX_DEPTH = 60  # of groups handled by recursion
+MAX_DEPTH = 30  # of groups handled by recursion
 _FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 _SPACE = re.compile(
@@ -42,6 +42,8 @@ _DOTTED = re.compile(r"([0-9]*)\.([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s
 _DECIMAL_COMMA = re.compile(r"[0-9]+\{,\}[0-9]+")
 _NUMBER = re.compile(r"(?:[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+)(?:(?:[eE][+-]?|\s?[eE]\s?)[0-9]+(?![\w.^]))?")
 _HIGH_BASE = re.compile(r"[0-9A-Z]{1,40}_(?:\{(1[1-9]|[23][0-9])\}|(1[1-9]|[23][0-9]))(?![0-9])")
+_ROW_HEIGHT = re.compile(r"\s*\[\s*-?[0-9.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")
+_IDEOGRAPHS = re.compile(r"[\u4e00-\u9fff]+")
 _LETTERS = re.compile(r"[A-Za-z]+")
 
 
@@ -89,13 +91,14 @@ class _Tokenizer:
             space = _SPACE.match(self.text, self.at)
             if space:
                 self._skip_space(space)
-            elif not (self._number() or self._letters()):
+            elif not (self._number() or self._letters() or self._ideographs()):
                 self._mark()
         return self.tokens
 
     def _skip_space(self, space: re.Match) -> None:
-        explicit = not space.group().isspace() and space.group() != "\\!"
-        self.gap = "\\" if explicit or self.gap == "\\" else " "
+        mark = space.group()
+        gap = "\\quad" if "quad" in mark else " " if mark.isspace() or mark == "\\!" else "\\"
+        self.gap = max(self.gap, gap)
         self.at = space.end()
 
     def _emit(self, kind: str, text: str) -> None:
@@ -161,6 +164,15 @@ class _Tokenizer:
             self._emit(kind, text)
         return True
 
+    def _ideographs(self) -> bool:
+        match = _IDEOGRAPHS.match(self.text, self.at)
+        if not match:
+            return False
+        self.at = match.end()
+        word = symbols.IDEOGRAPH_SEPARATORS.get(match.group())
+        self._emit("sep" if word else "text", word or match.group())
+        return True
+
     def _follows_number(self) -> bool:
         return bool(self.tokens) and self.tokens[-1].kind in ("num", "close", "const")
 
@@ -172,7 +184,7 @@ class _Tokenizer:
             return
         for width in (3, 2, 1):
             mark = self.text[self.at : self.at + width]
-            if mark in symbols.MARKS:
+            if mark in symbols.MARKS and (mark != "!=" or self.gap):  # n!=120 is a factorial
                 kind, text = symbols.MARKS[mark]
                 self.at += width
                 self._track(kind)
@@ -192,6 +204,7 @@ class _Tokenizer:
             kind, text = symbols.COMMANDS[name]
             self._track(kind)
             self._emit(kind, text)
+            self._skip_row_height(kind)
         elif name in symbols.IGNORED:
             self._skip_delimiter_dot(name)
         elif name in symbols.IGNORED_WITH_ARGUMENT:
@@ -211,6 +224,10 @@ class _Tokenizer:
     def _skip_delimiter_dot(self, name: str) -> None:
         if name in ("left", "right") and self.text[self.at : self.at + 1] == ".":
             self.at += 1
+
+    def _skip_row_height(self, kind: str) -> None:
+        if kind == "row" and (height := _ROW_HEIGHT.match(self.text, self.at)):
+            self.at = height.end()
 
     def _column_spec(self, name: str) -> None:
         if name == "begin" and self.tokens[-1].text == "array" and self.text[self.at : self.at + 1] == "{":
@@ -248,7 +265,7 @@ class _Tokenizer:
 
     def _splice(self, content: str, upright_letter: bool) -> None:
         """The content's tokens in place of the command; a letter set upright may be a unit."""
-        inner = tokenize(content.replace("$", ""), depth=self.depth + 1, comma_groups=self.comma_groups)
+        inner = tokenize(re.sub(r"(?<!\\)\$", "", content), depth=self.depth + 1, comma_groups=self.comma_groups)
         if inner:
             inner[0] = inner[0]._replace(gap=max(inner[0].gap, self.gap, "\\" if upright_letter else ""))
         self.gap = ""
@@ -282,7 +299,7 @@ def letter_tokens(run: str, after_number: bool) -> list[tuple[str, str]]:
         return [("sep", run.lower())]
     if after_number and is_unit_word(run):
         return [("text", run)]
-    if _is_prose(run):
+    if run.lower() in symbols.SHORT_WORDS or _is_prose(run):
         return [("text", run)]
     if len(run) >= 3 and run.isupper():
         return [("sym", run)]

@@ -44,10 +44,9 @@ _define("volume", ml=(_F(1, 1000), "ml mL milliliter milliliters"), l=(_F(1), "L
 _define("dollar", cent=(_F(1, 100), "cent cents"), dollar=(_F(1), "$ dollar dollars USD"))
 _define("yuan", yuan=(_F(1), "yuan RMB"))
 _define("euro", euro=(_F(1), "euro euros EUR"))
-_define("arc", second=(_F(1), "primeprime"), minute=(_F(60), "prime"))
+_define("arc", second=(_F(1, 3600), "primeprime"), minute=(_F(1, 60), "prime"), degree=(_F(1), "degree"))
 _define("celsius", celsius=(_F(1), "degC"))
 _define("fahrenheit", fahrenheit=(_F(1), "degF"))
-_define("angle", radian=(_F(1), "rad radian radians"))
 
 _OTHER_WORDS = frozenset(
     "unit units square cubic squared cubed sq cu mph kph pound pounds lb lbs ounce ounces oz point points people persons"
@@ -56,7 +55,7 @@ _OTHER_WORDS = frozenset(
     " newtons newton joules joule watts watt volts volt ohms hertz kelvin pascal pascals amperes moles mole mol hz Hz kHz"
     " MHz GHz kJ kW kWh kPa Pa eV keV MeV GeV nm pm km/h kmph cal kcal acres acre hectares per solutions pairs integers"
     " values elements members sides edges faces vertices degrees degree percent yuan steps tosses rolls days inhabitants"
-    " erg ergs AU pc kpc Mpc dollars each total".split()
+    " radian radians rad erg ergs AU pc kpc Mpc dollars each total".split()
 )
 DEGREE_WORDS = frozenset(["degree", "degrees", "deg"])
 PERCENT_WORDS = frozenset(["percent", "percentage", "pct", "per cent"])

@@ -31,7 +31,9 @@ def plain(text: str) -> str:
 def normal_words(text: str) -> str:
     """Lower-case words without articles and punctuation."""
     text = unicodedata.normalize("NFKC", plain(text)).lower()
-    words = [word for word in re.findall(r"[^\W_]+|[+\-/=<>:%]", text) if word not in _ARTICLES]
+    words = re.findall(r"[^\W_]+|[+\-/=<>:%]", text)
+    if any(len(word) > 2 for word in words):  # else the letters may be choices
+        words = [word for word in words if word not in _ARTICLES]
     joined = " ".join(words)
     return _SYNONYMS.get(joined, joined)
 
@@ -73,8 +75,17 @@ def _without_label(text: str) -> str:
     return re.sub(r"^(?:option|choice|answer|statement)\s*:?\s*", "", text, flags=re.IGNORECASE)
 
 
+def _choices(text: str) -> list[str] | None:
+    """The letters of several choices, such as ABD or (A), (B) and (D); None for anything else."""
+    letters = re.sub(r"[\s,;()]|\band\b", "", plain(text))
+    ascending = letters == "".join(sorted(set(letters)))
+    return list(letters) if re.fullmatch(r"[A-F]{2,}", letters) and ascending else None
+
+
 def same_choice(gold: str, box: str) -> bool:
-    """Whether the box names the gold's choice, with or without the choice's content behind it."""
+    """Whether the box names the gold's choices, with or without one choice's content behind it."""
+    if _choices(gold):
+        return _choices(gold) == _choices(box)
     letter = choice(gold)
     if letter is None or not letter.isupper():
         return False
