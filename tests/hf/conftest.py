@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 transformers.utils.logging.disable_progress_bar()
@@ -50,6 +51,20 @@ def save_tokenizer(directory: Path, words=WORDS, **options) -> None:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     settings = dict(eos_token="</s>", pad_token="<pad>", chat_template=CHAT_TEMPLATE) | options
     transformers.PreTrainedTokenizerFast(tokenizer_object=core, **settings).save_pretrained(directory)
+
+
+def tensors(directory: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint by name."""
+    return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def assert_same_bytes(a: Path, b: Path) -> None:
+    """Same names, dtypes, shapes and bytes."""
+    a, b = tensors(a), tensors(b)
+    assert set(a) == set(b)
+    for name in a:
+        assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
+        assert a[name].tobytes() == b[name].tobytes(), name
 
 
 @contextmanager

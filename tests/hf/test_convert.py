@@ -7,30 +7,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from safetensors.numpy import load_file
 
 from polaris_jax import hf
 from polaris_jax.errors import UserError
+
+from .conftest import assert_same_bytes
 
 
 class TrainState(NamedTuple):
     step: Any
     params: Any
     opt_state: Any
-
-
-def tensors(directory):
-    """Every tensor of a checkpoint by name."""
-    return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
-def assert_same_bytes(a, b):
-    """Same names, dtypes, shapes and bytes."""
-    a, b = tensors(a), tensors(b)
-    assert set(a) == set(b)
-    for name in a:
-        assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
-        assert a[name].tobytes() == b[name].tobytes(), name
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
