@@ -120,8 +120,9 @@ def summarize(
 
     Per benchmark: `problems`; `samples`, K of each problem; `avg@K`, `pass@k` for k = 1, 2, 4, ... and K, `maj@K` and
     `length` (tokens), each as {mean, low, high} with the 95% interval over problems; the shares `no_box` (nothing
-    boxed after the thinking) and `cut_off` (ended by the token limit); `reasons`, the share of each verdict. What is
-    not known is None. Raises UserError where problems have different numbers of samples.
+    boxed after the thinking) and `cut_off` (ended by the token limit); `reasons`, the share of each verdict;
+    `accuracies`, the share of right samples by problem id. What is not known is None. Raises UserError where problems
+    have different numbers of samples.
     """
     grouped = group(records)
     result = {}
@@ -164,6 +165,7 @@ def _scores(problems: list[Problem], rows: list[list[Record]], verifier: Verifie
         "no_box": (reasons[Reason.NO_BOX] + reasons[Reason.NO_THINK_END]) / len(every),
         "cut_off": cut_off,
         "reasons": {str(reason): count / len(every) for reason, count in sorted(reasons.items())},
+        "accuracies": {p.id: float(share) for p, share in zip(problems, scores.average(correct_PK), strict=True)},
     }
 
 

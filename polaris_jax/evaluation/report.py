@@ -14,8 +14,12 @@ from rich import box
 from rich.table import Table
 
 from polaris_jax.errors import UserError
+from polaris_jax.evaluation.scores import estimate
 
 Scores = Mapping[str, Mapping[str, Any]]
+
+_COLUMNS = ["run", "benchmark", "problems", "samples", "mean", "low", "high", "pass@k", "maj@k", "length", "no_box"]
+_COLUMNS += ["cut_off", "gain", "gain_low", "gain_high"]
 
 
 def table(scores: Scores, title: str = "") -> Table:
@@ -57,11 +61,16 @@ def load_runs(directories: Sequence[str | Path]) -> dict[str, Scores]:
 
 def compare(runs: Mapping[str, Scores]) -> pd.DataFrame:
     """One row for each run and benchmark: run, benchmark, problems, samples, and mean, low and high of avg@K; pass@K,
-    maj@K, length, no_box and cut_off. Unknown values are NaN."""
+    maj@K, length, no_box and cut_off; and the gain over the first run that has the benchmark, gain_low and gain_high.
+
+    The gain is the mean difference of avg@K over the problems of both, with its 95% interval: since the same problems
+    are hard for both, it is narrower than those of the two means would suggest. Unknown values are NaN.
+    """
     rows = []
     for run, scores in runs.items():
         for benchmark, found in scores.items():
             k = found["samples"]
+            first = next(other for other in runs.values() if benchmark in other)
             rows.append(
                 {
                     "run": run,
@@ -74,25 +83,31 @@ def compare(runs: Mapping[str, Scores]) -> pd.DataFrame:
                     "length": None if found["length"] is None else found["length"]["mean"],
                     "no_box": found["no_box"],
                     "cut_off": found["cut_off"],
+                    **({} if first is scores else _gain(first[benchmark]["accuracies"], found["accuracies"])),
                 }
             )
-    frame = pd.DataFrame(rows)
-    numbers = frame.columns.difference(["run", "benchmark"], sort=False)
-    return frame.astype({name: float for name in numbers})
+    frame = pd.DataFrame(rows).reindex(columns=_COLUMNS)
+    return frame.astype({name: float for name in _COLUMNS[2:]})
 
 
 def comparison_table(frame: pd.DataFrame) -> Table:
-    """One row a benchmark, one column a run: avg@K in percent, with its 95% interval."""
-    result = Table("benchmark", title="avg@k, 95% interval", box=box.SIMPLE_HEAD)
-    runs = list(dict.fromkeys(frame["run"]))
-    for run in runs:
-        result.add_column(run, justify="right")
+    """One row for each benchmark and run: avg@K and the gain over the first run in percent, with 95% intervals."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("benchmark", "run"):
+        result.add_column(name, no_wrap=True)
+    for name in ("avg@k", "gain", "maj@k", "tokens"):
+        result.add_column(name, justify="right")
     for benchmark in dict.fromkeys(frame["benchmark"]):
-        cells = []
-        for run in runs:
-            found = frame[(frame["run"] == run) & (frame["benchmark"] == benchmark)]
-            cells.append("-" if found.empty else _interval(found.iloc[0]))
-        result.add_row(benchmark, *cells)
+        rows = frame[frame["benchmark"] == benchmark]
+        for number, row in enumerate(rows.to_dict("records")):
+            result.add_row(
+                "" if number else benchmark,
+                row["run"],
+                _interval(row["mean"], row["low"], row["high"]),
+                "" if np.isnan(row["gain"]) else _interval(row["gain"], row["gain_low"], row["gain_high"], "+.1f"),
+                _percent(row["maj@k"]),
+                "?" if np.isnan(row["length"]) else f"{row['length']:,.0f}",
+            )
     return result
 
 
@@ -125,11 +140,17 @@ def save_comparison(frame: pd.DataFrame, output: str | Path) -> None:
     comparison_picture(frame).savefig(output / "comparison.png", dpi=120)
 
 
-def _percent(share: float | None) -> str:
-    return "?" if share is None else f"{100 * share:.1f}"
+def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    shared = [after[problem] - before[problem] for problem in after if problem in before]
+    if not shared:
+        return {}
+    return dict(zip(_COLUMNS[-3:], estimate(np.array(shared), bounds=(-1.0, 1.0)), strict=True))
 
 
-def _interval(row: pd.Series) -> str:
-    if np.isnan(row["low"]):
-        return _percent(row["mean"])
-    return f"{_percent(row['mean'])} ({_percent(row['low'])}-{_percent(row['high'])})"
+def _percent(share: float | None, form: str = ".1f") -> str:
+    return "?" if share is None else f"{100 * share:{form}}"
+
+
+def _interval(mean: float, low: float, high: float, form: str = ".1f") -> str:
+    interval = "" if np.isnan(low) else f" ({_percent(low, form)} to {_percent(high, form)})"
+    return _percent(mean, form) + interval

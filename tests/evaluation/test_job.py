@@ -118,6 +118,9 @@ def test_comparison_lays_runs_side_by_side(tmp_path):
     assert skipped == []
     scores = json.loads((tmp_path / "a" / "scores.json").read_text())
     scores["scores"]["other"] = scores["scores"]["synthetic"] | {"length": None}
+    first, second, *others = scores["scores"]["synthetic"]["accuracies"]
+    changed = {first: 1.0, second: 0.5} | {name: scores["scores"]["synthetic"]["accuracies"][name] for name in others}
+    scores["scores"]["synthetic"] = scores["scores"]["synthetic"] | {"accuracies": changed}
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "scores.json").write_text(json.dumps(scores))
     frame = report.compare(report.load_runs([tmp_path / "a", tmp_path / "b"]))
@@ -126,6 +129,10 @@ def test_comparison_lays_runs_side_by_side(tmp_path):
         ["b", "synthetic", 0.375],
         ["b", "other", 0.375],
     ]
+    # From 0.5 to 1 and from 0.25 to 0.5, the other two as they were: differences 0.5, 0.25, 0, 0.
+    gains = frame[["gain", "gain_low", "gain_high"]].to_numpy()
+    margin = 1.96 * np.std([0.5, 0.25, 0, 0], ddof=1) / 2
+    np.testing.assert_allclose(gains, [[np.nan] * 3, [0.1875, 0.1875 - margin, 0.1875 + margin], [np.nan] * 3])
     report.save_comparison(frame, tmp_path / "c")
     assert (tmp_path / "c" / "comparison.png").stat().st_size > 1000
     pd.testing.assert_frame_equal(pd.read_json(tmp_path / "c" / "comparison.json"), frame, check_dtype=False)
@@ -134,7 +141,8 @@ def test_comparison_lays_runs_side_by_side(tmp_path):
     console.print(report.comparison_table(frame))
     text = console.export_text()
     assert "37.5  5.9-69.1    75.0   50.0      35    31.2     25.0" in text
-    assert "37.5 (5.9-69.1)" in text
+    assert "37.5 (5.9 to 69.1)" in text
+    assert "+18.8 (-4.7 to +42.2)" in text
 
 
 def test_what_is_no_evaluation_cannot_be_compared(tmp_path):
