@@ -102,6 +102,13 @@ def _call(name: str, args: tuple[n.Node, ...], env: Env) -> Value:
 # arithmetic
 
 
+def _without_noise(result: mpf | mpc, scale: mpf | mpc) -> mpf | mpc:
+    """Zero where the result is only rounding left over from terms of this size: sin(pi), sqrt(2)^2 - 2."""
+    if result != 0 and mp.mag(result) < mp.mag(scale) - mp.prec + 33:
+        return mpf(0)
+    return result
+
+
 def _spare_digits() -> int:
     """Digits that one number may differ from another by and still be told apart at the working precision."""
     return max(mp.dps - 45, 20)
@@ -143,7 +150,7 @@ def add(a: Value, b: Value) -> Value:
         digits = int(abs(mp.mag(a) - mp.mag(b)) * 0.302)
         if digits > _spare_digits():
             raise NeedsPrecision(digits)
-    return _settled(a + b)
+    return _settled(_without_noise(a + b, a))
 
 
 def multiply(a: Value, b: Value) -> Value:
@@ -333,7 +340,7 @@ def _without_pole(function: Callable) -> Callable:
     """A trigonometric function that has no value where only rounding keeps it finite, such as tan(pi/2)."""
 
     def apply(argument: mpf | mpc) -> mpf | mpc:
-        result = function(argument)
+        result = _without_noise(function(argument), argument)
         if result != 0 and mp.mag(result) > mp.prec // 2:
             raise NotANumber("pole")
         return result

@@ -110,6 +110,8 @@ class ExpressionReader:
         if literal and self.token.kind == "num":
             return self.plain_mixed(value)
         start = self.token
+        if start.kind != "cmd":
+            return n.Call("mul", (value, self.power()))
         factor = self.primary()
         if literal and start.text == "frac" and is_proper(factor) and value.digits.isdigit():
             return self.postfix(n.Call("add", (value, factor)))
@@ -136,13 +138,15 @@ class ExpressionReader:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("nested too deeply")
-        value = self.postfix(self.primary())
+        named = self.token.kind in ("sym", "accent")
+        value = self.postfix(self.primary(), named)
         self.depth -= 1
         return value
 
     # what follows a primary
 
-    def postfix(self, value: n.Node) -> n.Node:
+    def postfix(self, value: n.Node, named: bool = False) -> n.Node:
+        """The value with its exponents, subscripts and marks; `named` where it may be a function's name."""
         while True:
             if self.is_op("^"):
                 self.next()
@@ -162,7 +166,7 @@ class ExpressionReader:
                 value = self.degree(value)
             elif self.is_op("'"):
                 value = self.primed(value)
-            elif isinstance(value, n.Sym) and self.token.text == "(" and self.applies(value.name):
+            elif named and isinstance(value, n.Sym) and self.token.text == "(" and self.applies(value.name):
                 value = self.application(value.name)
             else:
                 return value
