@@ -27,6 +27,7 @@ def test_there_and_back(qwen3, tmp_path):
     assert hf.load(tmp_path / "theirs")[0].yarn.attention_factor == 1.0
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing(qwen3, copy_of, tmp_path):
     damaged = copy_of(qwen3)
     (damaged / "model.safetensors").write_bytes(b"")
