@@ -21,6 +21,9 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
+UNROLLED_LAYERS = 4  # a loop over so few layers costs more, in copies of what the backward pass needs, than it saves
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; norms q and k per head when the config says so."""
 
@@ -32,9 +35,15 @@ class Attention(nn.Module):
         c = self.config
         heads, kv_heads, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         B, T, _ = x_BTD.shape
-        q_BTHd = Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q")(x_BTD).reshape(B, T, heads, d)
-        k_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k")(x_BTD).reshape(B, T, kv_heads, d)
-        v_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v")(x_BTD).reshape(B, T, kv_heads, d)
+        q_BTHd = Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q")(x_BTD).reshape(
+            B, T, heads, d
+        )
+        k_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k")(x_BTD).reshape(
+            B, T, kv_heads, d
+        )
+        v_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v")(x_BTD).reshape(
+            B, T, kv_heads, d
+        )
         if c.qk_norm:
             q_BTHd = RMSNorm(c.rms_norm_eps, c.dtype, name="q_norm")(q_BTHd)
             k_BTKd = RMSNorm(c.rms_norm_eps, c.dtype, name="k_norm")(k_BTKd)
@@ -107,6 +116,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.num_hidden_layers,
+            unroll=c.num_hidden_layers if c.num_hidden_layers <= UNROLLED_LAYERS else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.attend, name="layers")
         layer_index = jnp.arange(c.num_hidden_layers)

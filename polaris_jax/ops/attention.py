@@ -1,11 +1,21 @@
-"""Attention over whole (packed) sequences: the portable version that kernels are compared with."""
+"""Attention over whole (packed) sequences: the portable version that kernels are compared with, for any row length."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from polaris_jax.ops.blockwise_attention import blockwise_attention
+
+DENSE = 512  # rows up to this long keep their scores for the backward pass, longer ones go block by block
+CAUSAL_BLOCKS = 2  # of a dense row: queries of a block see no key of a later block, which saves 3/8 of the work
+HIDDEN = -1e30  # added to a score that must not be seen
 
 
 def packed_attention(
@@ -19,18 +29,81 @@ def packed_attention(
 ) -> tuple[jax.Array, Any]:
     """Causal grouped-query attention within segments, softmax in float32.
 
-    q [B, T, H, d]; k, v [B, T, K, d] with H a multiple of K; positions and segment ids int32 [B, T]. A token sees the
-    tokens of its own segment at positions up to its own; segment 0 is padding and its output is to be ignored.
-    Returns [B, T, H, d] in q's dtype, and the cache untouched.
+    q [B, T, H, d]; k, v [B, T, K, d] with H a multiple of K; positions and segment ids int32 [B, T], a segment's slots
+    side by side and its positions counting from 0. A token sees the tokens of its own segment at positions up to its
+    own; segment 0 is padding and its output is to be ignored. Returns [B, T, H, d] in q's dtype, and the cache
+    untouched. Memory is linear in T.
     """
     del layer
+    tokens = positions_BT, segment_ids_BT
+    return _attend(q_BTHd, k_BTKd, v_BTKd, tokens, tokens, 0), cache
+
+
+def sharded_attention(mesh: Mesh) -> Callable:
+    """`packed_attention` on rows laid over `mesh`: B over data and fsdp, heads over tensor, T over context.
+
+    Each context shard gathers the keys and values of its whole rows, and keeps its own queries (arXiv 2407.21783,
+    section 3.3.2). Heads are replicated where `tensor` does not divide the kv heads.
+    """
+    if mesh.size == 1:
+        return packed_attention
+
+    def attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache=None, layer=None):
+        del layer
+        heads = "tensor" if k_BTKd.shape[2] % mesh.shape["tensor"] == 0 else None
+        rows, arrays = P(("data", "fsdp"), "context"), P(("data", "fsdp"), "context", heads)
+        run = jax.shard_map(
+            _attend_shard, mesh=mesh, in_specs=(arrays, arrays, arrays, rows, rows), out_specs=arrays, check_vma=False
+        )
+        return run(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT), cache
+
+    return attend
+
+
+def _attend_shard(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT):
+    gather = partial(jax.lax.all_gather, axis_name="context", axis=1, tiled=True)
+    start = jax.lax.axis_index("context") * q_BTHd.shape[1]
+    keys = gather(positions_BT), gather(segment_ids_BT)
+    return _attend(q_BTHd, gather(k_BTKd), gather(v_BTKd), (positions_BT, segment_ids_BT), keys, start)
+
+
+def _attend(q_BTHd, k_BSKd, v_BSKd, q_tokens, k_tokens, start):
+    """q_tokens, k_tokens: (positions, segment ids). start: slot of the first query among the keys."""
     B, T, H, d = q_BTHd.shape
-    K = k_BTKd.shape[2]
-    q_BTKGd = q_BTHd.reshape(B, T, K, H // K, d)
-    scores_BKGTS = jnp.einsum("BTKGd,BSKd->BKGTS", q_BTKGd, k_BTKd, preferred_element_type=jnp.float32) * d**-0.5
-    same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    causal = positions_BT[:, :, None] >= positions_BT[:, None, :]
-    scores_BKGTS = jnp.where((same & causal)[:, None, None], scores_BKGTS, -1e30)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTHd.dtype)
-    out_BTKGd = jnp.einsum("BKGTS,BSKd->BTKGd", weights_BKGTS, v_BTKd)
-    return out_BTKGd.reshape(B, T, H, d), cache
+    S, K = k_BSKd.shape[1:3]
+    q_BKGTd = (q_BTHd * d**-0.5).reshape(B, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
+    k_BKSd, v_BKSd = k_BSKd.transpose(0, 2, 1, 3), v_BSKd.transpose(0, 2, 1, 3)
+    if S > DENSE:
+        out_BKGTd = blockwise_attention(q_BKGTd, k_BKSd, v_BKSd, q_tokens, k_tokens, start)
+    else:
+        bias_BTS = jnp.where(visible(q_tokens, k_tokens), 0.0, HIDDEN)
+        blocks = CAUSAL_BLOCKS if S == T and T % (16 * CAUSAL_BLOCKS) == 0 else 1
+        ends = [T // blocks * (i + 1) for i in range(blocks)]
+        parts = []
+        for begin, end in zip([0, *ends], ends, strict=False):
+            queries, seen = slice(begin, end), slice(0, end if blocks > 1 else S)
+            bias_BtS = bias_BTS[:, queries, seen]
+            parts.append(_dense(q_BKGTd[:, :, :, queries], k_BKSd[:, :, seen], v_BKSd[:, :, seen], bias_BtS))
+        out_BKGTd = jnp.concatenate(parts, axis=3)
+    return out_BKGTd.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+
+
+def visible(q_tokens: tuple, k_tokens: tuple) -> jax.Array:
+    """Bool [B, T, S]: which key each query may see. Both arguments are (positions, segment ids), int32 [B, ...]."""
+    (q_positions_BT, q_segments_BT), (k_positions_BS, k_segments_BS) = q_tokens, k_tokens
+    same = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+    return same & (q_positions_BT[:, :, None] >= k_positions_BS[:, None, :])
+
+
+def _dense(q_BKGTd, k_BKSd, v_BKSd, bias_BTS):
+    """The softmax is normalised after the product with v, so that no pass over the scores is needed for it."""
+    B, K, G, T, d = q_BKGTd.shape
+    f32 = jnp.float32
+    scores_BKNS = jnp.einsum("BKNd,BKSd->BKNS", q_BKGTd.reshape(B, K, G * T, d), k_BKSd, preferred_element_type=f32)
+    scores_BKGTS = scores_BKNS.reshape(B, K, G, T, -1) + bias_BTS[:, None, None]
+    largest_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True))
+    weights_BKGTS = jnp.exp(scores_BKGTS - largest_BKGT1)
+    total_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
+    weights_BKNS = weights_BKGTS.astype(v_BKSd.dtype).reshape(B, K, G * T, -1)
+    out_BKNd = jnp.einsum("BKNS,BKSd->BKNd", weights_BKNS, v_BKSd, preferred_element_type=f32)
+    return (out_BKNd.reshape(B, K, G, T, d) / total_BKGT1).astype(q_BKGTd.dtype)

@@ -53,12 +53,14 @@ def from_rollouts(
 
 
 def pack(sequences: Seq[Sequence], updates: ConfigDict) -> tuple[list[PackedBatch], dict[str, float]]:
-    """Packs by first-fit-decreasing into batches of [updates.rows, row length], and tells how full they are.
+    """Packs by first-fit-decreasing into batches of [rows, row length], and tells how full they are.
 
-    updates: that section of the config. `row_lengths`: the lengths a row may have, in slots (a sequence of n tokens
-    takes n - 1); a sequence goes to the shortest that holds it, or to the free end of a longer row. `minibatches`:
+    updates: that section of the config. `rows`: of a batch; the last of each length may have a quarter, half or
+    three quarters of them, where that holds what is left. `row_lengths`: the lengths a row may have, in slots (a
+    sequence of n tokens takes n - 1); a sequence goes to the shortest that holds it, or to the free end of a longer
+    row. `minibatches`:
     sequences are dealt in turn to this many parts, and the list returned splits into that many equal runs, one a
-    part (made equal with batches that are all padding).
+    part (made equal with batches of padding, which are neither run nor counted).
 
     The segment ids of off-policy sequences are negative (`-segment` instead of `segment`); all else is as
     `PackedBatch` says. Returns the batches, all sequences in them whole, and "packing_efficiency": real tokens over
@@ -70,13 +72,18 @@ def pack(sequences: Seq[Sequence], updates: ConfigDict) -> tuple[list[PackedBatc
         batches = []
         for length, bins in _fill(sequences[part :: updates.minibatches], lengths).items():
             chunks = [bins[i : i + updates.rows] for i in range(0, len(bins), updates.rows)]
-            batches += [_batch(chunk, updates.rows, length) for chunk in chunks]
+            batches += [_batch(chunk, _row_count(len(chunk), updates.rows), length) for chunk in chunks]
         parts.append(batches)
     used = sum(len(sequence.tokens) - 1 for sequence in sequences)
     slots = sum(batch.tokens.size for batches in parts for batch in batches)
     longest, empty = max(map(len, parts)), _batch([], updates.rows, lengths[0])
     batches = [batch for batches in parts for batch in batches + [empty] * (longest - len(batches))]
     return batches, {"packing_efficiency": used / max(slots, 1)}
+
+
+def _row_count(needed: int, rows: int) -> int:
+    """The least quarter of `rows` that holds what is needed: few shapes to compile, little padding."""
+    return min(count for quarter in range(1, 5) if (count := rows * quarter // 4) >= needed)
 
 
 def _fill(sequences: Seq[Sequence], lengths: Seq[int]) -> dict[int, list[list[Sequence]]]:

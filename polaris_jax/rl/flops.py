@@ -1,0 +1,44 @@
+"""Floating-point operations of an update, and what the device can do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.types import PackedBatch
+
+
+def update_flops(model: ModelConfig, batches: Sequence[PackedBatch]) -> float:
+    """Of one forward and backward pass over the real tokens of `batches`: what the model needs, no recomputation.
+
+    6 per matmul parameter and token, and 12 per head dimension for each pair of tokens that see each other.
+    """
+    matmul = model.num_parameters - (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
+    tokens = pairs = 0
+    for batch in batches:
+        real = np.asarray(batch.segment_ids) != 0
+        tokens += int(real.sum())
+        pairs += int((np.asarray(batch.positions)[real].astype(np.int64) + 1).sum())
+    attention = 12 * model.num_hidden_layers * model.num_attention_heads * model.head_dim
+    return 6.0 * matmul * tokens + float(attention) * pairs
+
+
+@cache
+def matmul_peak(dtype: str) -> float:
+    """FLOP/s of one device on a large matrix product in `dtype`, the best of a few; measured once per process."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.dot)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(times)

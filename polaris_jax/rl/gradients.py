@@ -1,0 +1,124 @@
+"""Gradients of the policy loss, summed over packed rows and not yet divided by any count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.transformer import Transformer, unembedding
+from polaris_jax.ops.attention import sharded_attention
+from polaris_jax.ops.token_logprobs import token_logprobs
+from polaris_jax.rl.losses import LOSSES, denominator, k3, segment_sums, token_weights
+from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
+from polaris_jax.types import PackedBatch
+
+
+def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
+    """`logprobs(params, rows, temperature) -> (logprobs, entropy)`, float32 [R, T]; to be jitted or differentiated."""
+    transformer = Transformer(model, sharded_attention(mesh))
+
+    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array):
+        with mesh, nn.logical_axis_rules(RULES):
+            hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
+        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, mesh=mesh)
+
+    return logprobs
+
+
+def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+    """Builds `gradient(params, rows, olds, references, temperature, loss_scale) -> (grads, totals)`.
+
+    rows: list of `PackedBatch` on the mesh. olds, references: for each its old and its reference log-probs, float32
+    [R, T]; None for an old means the current ones, for a reference that there is no KL term. loss_scale: multiplies
+    the loss before the backward pass. grads: of the summed loss, float32, sharded as the parameters. totals: (sums,
+    extremes), dicts of scalars; `divisor` tells what to divide grads and the summed loss by.
+    """
+    logprobs_of = make_logprobs(model, mesh)
+    row_loss = partial(_row_loss, logprobs_of=logprobs_of, algorithm=config.algorithm)
+    shardings, scalar = param_shardings(model, mesh), replicated(mesh)
+
+    def accumulate(grads, totals, params, rows, old, reference, temperature, loss_scale):
+        new, stats = jax.grad(row_loss, has_aux=True)(params, rows, old, reference, temperature, loss_scale)
+        if grads is None:
+            return new, stats
+        grads = jax.tree.map(jnp.add, grads, new)
+        return grads, (jax.tree.map(jnp.add, totals[0], stats[0]), jax.tree.map(jnp.maximum, totals[1], stats[1]))
+
+    accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, scalar))
+
+    def gradient(params, rows, olds, references, temperature, loss_scale):
+        grads = totals = None
+        for batch, old, reference in zip(rows, olds, references, strict=True):
+            grads, totals = accumulate(grads, totals, params, batch, old, reference, temperature, loss_scale)
+        return grads, totals
+
+    return gradient
+
+
+def _row_loss(params, rows, old, reference, temperature, loss_scale, *, logprobs_of, algorithm):
+    logprobs, entropy = logprobs_of(params, rows, temperature)
+    current = jax.lax.stop_gradient(logprobs)
+    learnt, on_policy = rows.mask > 0, rows.segment_ids > 0
+    if algorithm.old_logprobs == "recorded":
+        old = rows.behaviour_logprobs
+    old = jnp.where(on_policy, current if old is None else old, rows.behaviour_logprobs)
+    loss, below, above = LOSSES[algorithm.loss](logprobs, old, rows, algorithm)
+    weights = token_weights(rows, algorithm.aggregation)
+    if algorithm.importance_cap:
+        weights *= jnp.minimum(jnp.exp(old - rows.behaviour_logprobs), algorithm.importance_cap)
+    sums, extremes = {}, {}
+    if algorithm.kl:
+        loss += algorithm.kl * k3(reference - logprobs)
+        sums["kl_reference"] = jnp.sum(rows.mask * k3(reference - current))
+    total = jnp.sum(jnp.where(learnt, weights * loss, 0))
+    sums |= {
+        "tokens": jnp.sum(rows.mask),
+        "sequences": jnp.sum(rows.mask / jnp.maximum(segment_sums(rows.mask, rows.segment_ids), 1)),
+        "loss": total,
+        "entropy": jnp.sum(rows.mask * entropy),
+    }
+    if algorithm.loss != "sft":
+        gap = jnp.where(learnt & on_policy, current - rows.behaviour_logprobs, 0)
+        ratio = jnp.exp(jnp.where(learnt, current - old, 0))
+        sums |= {
+            "clip_below": jnp.sum(rows.mask * below),
+            "clip_above": jnp.sum(rows.mask * above),
+            "sampler_trainer_gap": jnp.sum(jnp.abs(gap)),
+            "sampler_trainer_kl": jnp.sum(k3(gap)),
+        }
+        extremes = {
+            "ratio_max": jnp.max(ratio),
+            "negative_ratio_min": -jnp.min(ratio),
+            "sampler_trainer_ratio_max": jnp.exp(jnp.max(jnp.abs(gap))),
+        }
+    return total * loss_scale, (sums, extremes)
+
+
+def divisor(sums: dict[str, jax.Array], config: ConfigDict) -> jax.Array:
+    """What the summed loss and its gradient are divided by, once, for all rows of all hosts."""
+    tokens, sequences = sums["tokens"], sums["sequences"]
+    count = denominator(config.algorithm.aggregation, tokens, sequences, config.rollout.max_response_tokens)
+    return jnp.maximum(count, 1)
+
+
+def put_rows(batch: PackedBatch, mesh: Mesh) -> PackedBatch:
+    """The batch on the mesh, with rows of padding where data x fsdp does not divide their number.
+
+    Every process holds all of the batch on the host and puts its own share.
+    """
+    sharding = rows_sharding(mesh)
+    missing = -len(batch.tokens) % (mesh.shape["data"] * mesh.shape["fsdp"])
+    if missing:
+        batch = PackedBatch(*(np.pad(x, ((0, missing), (0, 0))) for x in batch))
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, PackedBatch(*[sharding] * len(batch)))
+    return PackedBatch(*(jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index]) for x in batch))

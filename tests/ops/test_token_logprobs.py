@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polaris_jax.ops.token_logprobs import token_logprobs
+
+B, T, D, V = 3, 7, 8, 40
+rng = np.random.default_rng(0)
+HIDDEN = rng.normal(size=(B, T, D)).astype(np.float32)
+UNEMBEDDING = rng.normal(size=(V, D)).astype(np.float32)
+TARGETS = rng.integers(0, V, (B, T)).astype(np.int32)
+WEIGHTS = rng.normal(size=(2, B, T)).astype(np.float32)
+
+
+def plain(hidden, unembedding, targets, temperature):
+    logp = jax.nn.log_softmax(hidden @ unembedding.T / temperature)
+    return jnp.take_along_axis(logp, targets[..., None], -1)[..., 0], -(jnp.exp(logp) * logp).sum(-1)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 7, 21, 100])
+@pytest.mark.parametrize("temperature", [0.7, 1.4])
+def test_values_and_gradients_equal_the_whole_array(chunk, temperature):
+    def total(function, hidden, unembedding):
+        return sum(
+            (w * x).sum() for w, x in zip(WEIGHTS, function(hidden, unembedding, TARGETS, temperature), strict=True)
+        )
+
+    def ours(*args):
+        return token_logprobs(*args, chunk=chunk)
+
+    for found, expected in zip(
+        ours(HIDDEN, UNEMBEDDING, TARGETS, temperature), plain(HIDDEN, UNEMBEDDING, TARGETS, temperature), strict=True
+    ):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    found, expected = (
+        jax.grad(lambda *x, f=f: total(f, *x), argnums=(0, 1))(HIDDEN, UNEMBEDDING) for f in (ours, plain)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), found, expected)
+
+
+def test_half_precision_hidden_states_keep_float32_logits():
+    half = jnp.asarray(HIDDEN, jnp.bfloat16)
+    found, _ = token_logprobs(half, UNEMBEDDING, TARGETS, 1.0)
+    rounded = jnp.asarray(UNEMBEDDING, jnp.bfloat16).astype(jnp.float32)
+    expected, _ = plain(half.astype(jnp.float32), rounded, TARGETS, 1.0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_large_logits_stay_finite():
+    logprobs, entropy = token_logprobs(HIDDEN * 1e4, UNEMBEDDING, TARGETS, 1.0)
+    assert np.isfinite(logprobs).all()
+    assert np.isfinite(entropy).all()
+
+
+def test_memory_has_no_term_in_tokens_times_vocabulary():
+    def temporaries(tokens, vocabulary, chunk=64):
+        shapes = (
+            jax.ShapeDtypeStruct(s, d)
+            for s, d in (((1, tokens, D), "float32"), ((vocabulary, D), "float32"), ((1, tokens), "int32"))
+        )
+
+        def loss(hidden, unembedding, targets):
+            logprobs, entropy = token_logprobs(hidden, unembedding, targets, 1.0, chunk=chunk)
+            return (logprobs + entropy).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, long = temporaries(512, 4096), temporaries(2048, 4096)
+    assert long - small < 1536 * 4 * 40 * D  # a few arrays of hidden states
+    assert long < 2048 * 4096 * 4 / 4  # a quarter of one [T, V] array

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from polaris_jax.rl.packing import Sequence, from_rollouts, pack
+
+
+def updates(row_lengths=(16, 48), rows=4, minibatches=1):
+    return ConfigDict(dict(row_lengths=row_lengths, rows=rows, minibatches=minibatches))
+
+
+def unpack(batches):
+    """What is in the batches: one tuple of a segment's (token, target, mask, advantage, log-prob) a sequence."""
+    found = []
+    for batch in batches:
+        for row in range(len(batch.tokens)):
+            for segment in np.unique(np.abs(batch.segment_ids[row])):
+                slots = np.flatnonzero(np.abs(batch.segment_ids[row]) == segment)
+                if segment == 0:
+                    assert not batch.mask[row, slots].any()
+                    continue
+                assert (np.diff(slots) == 1).all()
+                assert (batch.positions[row, slots] == np.arange(len(slots))).all()
+                fields = (batch.tokens, batch.targets, batch.mask, batch.advantages, batch.behaviour_logprobs)
+                negative = batch.segment_ids[row, slots[0]] < 0
+                found.append((*(tuple(field[row, slots].tolist()) for field in fields), bool(negative)))
+    return sorted(found)
+
+
+def expected(sequences):
+    made = []
+    for s in sequences:
+        mask, logprobs = s.mask[1:], s.behaviour_logprobs[1:]
+        fields = (s.tokens[:-1], s.tokens[1:], mask, np.float32(s.advantage) * mask, logprobs)
+        made.append((*(tuple(field.tolist()) for field in fields), s.off_policy))
+    return sorted(made)
+
+
+def random_sequences(lengths, rng):
+    return [
+        Sequence(
+            rng.integers(0, 99, n).astype(np.int32), (rng.random(n) < 0.5).astype(np.float32), float(rng.normal()),
+            rng.normal(size=n).astype(np.float32), bool(rng.random() < 0.2),
+        )
+        for n in lengths
+    ]  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(2, 49), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
+def test_every_sequence_is_packed_whole_and_once(lengths, rows, minibatches, seed):
+    sequences = random_sequences(lengths, np.random.default_rng(seed))
+    batches, metrics = pack(sequences, updates(rows=rows, minibatches=minibatches))
+    assert unpack(batches) == expected(sequences)
+    assert all(batch.tokens.shape[1] in (16, 48) and len(batch.tokens) <= rows for batch in batches)
+    assert len(batches) % minibatches == 0
+    slots = sum(batch.tokens.size for batch in batches if batch.segment_ids.any())
+    assert metrics["packing_efficiency"] == pytest.approx(sum(n - 1 for n in lengths) / slots)
+
+
+def test_minibatches_deal_sequences_in_turn():
+    sequences = random_sequences([30, 5, 40, 6, 20, 7], np.random.default_rng(0))
+    batches, _ = pack(sequences, updates(minibatches=2))
+    half = len(batches) // 2
+    assert unpack(batches[:half]) == expected(sequences[::2])
+    assert unpack(batches[half:]) == expected(sequences[1::2])
+
+
+def test_many_short_sequences_fill_their_rows():
+    rng = np.random.default_rng(0)
+    sequences = random_sequences(rng.integers(60, 101, 256), rng)
+    _, metrics = pack(sequences, updates(row_lengths=(512,), rows=8))
+    assert metrics["packing_efficiency"] > 0.9
+
+
+@pytest.mark.parametrize("length", [1, 50])
+def test_what_no_row_holds_is_refused_in_words(length):
+    with pytest.raises(ValueError, match=rf"a sequence of {length} tokens: rows hold 2 to 49; see updates.row_lengths"):
+        pack(random_sequences([5, length], np.random.default_rng(0)), updates())
+
+
+def test_from_rollouts_learns_the_response_only(groups):
+    advantages = np.arange(12, dtype=np.float32).reshape(3, 4)
+    sequences = from_rollouts(groups, advantages, off_policy=frozenset({(1, 2)}))
+    for i, sequence in enumerate(sequences):
+        rollout = groups[i // 4].rollouts[i % 4]
+        prompt = len(rollout.prompt_tokens)
+        assert sequence.tokens.tolist() == [*rollout.prompt_tokens, *rollout.tokens]
+        assert sequence.mask.tolist() == [0] * prompt + [1] * len(rollout.tokens)
+        assert sequence.behaviour_logprobs[prompt:].tolist() == rollout.logprobs.tolist()
+        assert sequence.advantage == i
+        assert sequence.off_policy == (i == 6)
