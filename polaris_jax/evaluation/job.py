@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
@@ -48,7 +50,10 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     if not by_samples:
         raise UserError("config.evaluation.benchmarks: empty; name at least one")
     tokenizer = load_tokenizer(config)
-    with Journal(Path(output) / "responses.jsonl", _settings(config)) as journal, verifier_pool(config) as verifier:
+    first = jax.process_index() == 0  # of several processes one writes; all go on from the same records
+    path, settings = Path(output) / "responses.jsonl", _settings(config)
+    with Journal(path, settings, writes=first) as journal, verifier_pool(config) as verifier:
+        multihost_utils.sync_global_devices("all have read the journal")
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh)
         sampling = evaluation_sampling(config, hf.stop_ids(tokenizer))
@@ -76,7 +81,8 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
             )
             done += samples * len(problems)
     result = _joined(results)
-    save(output, result, config.model.path or config.model.preset, _settings(config))
+    if first:
+        save(output, result, config.model.path or config.model.preset, settings)
     return result
 
 

@@ -44,12 +44,13 @@ class Journal:
     """Records on disk, one JSON line each, written as they come, so that a killed evaluation loses only a few.
 
     settings: what the records depend on (model, sampling, seed, ...), kept in the first line. `records` holds what was
-    there before; nothing is written before the first new record. Raises UserError where the file belongs to other
-    settings or has a broken line; a last line that was not finished is dropped.
+    there before; nothing is written before the first new record. writes: False in all processes but one, which read
+    the file only. Raises UserError where the file belongs to other settings or has a broken line; a last line that was
+    not finished is dropped.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]):
-        self._path, self._file = Path(path), None
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, writes: bool = True):
+        self._path, self._file, self._writes = Path(path), None, writes
         self._settings = json.loads(json.dumps(dict(settings)))
         whole, end, _ = (self._path.read_bytes() if self._path.exists() else b"").rpartition(b"\n")
         self._size = len(whole + end)
@@ -60,7 +61,8 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Appends a record and hands it to the operating system."""
-        self._write(asdict(record))
+        if self._writes:
+            self._write(asdict(record))
 
     def close(self) -> None:
         """Closes the file."""

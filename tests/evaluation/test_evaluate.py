@@ -138,6 +138,12 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
         Journal(tmp_path / "r.jsonl", {"model": "a", "samples": 8})
 
 
+def test_a_journal_that_only_reads_leaves_the_file_alone(tmp_path, pool):
+    with Journal(tmp_path / "r.jsonl", {}, writes=False) as journal:
+        assert len(run(FakeEngine(PROBLEMS), PROBLEMS, pool, journal=journal).records) == 32
+    assert not (tmp_path / "r.jsonl").exists()
+
+
 def test_a_broken_journal_names_the_line(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"a": 1}\n{broken}\n')
     with pytest.raises(UserError, match=r"r\.jsonl line 2: not JSON"):
