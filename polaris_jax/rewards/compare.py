@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from polaris_jax.rewards import nodes as n
 from polaris_jax.rewards import relations
-from polaris_jax.rewards.evaluate import NotANumber, TooLarge
+from polaris_jax.rewards.arithmetic import NotANumber, TooLarge
 from polaris_jax.rewards.intervals import INEQUALITIES, NoRealSet, infinity, real_set, same_set, variable
-from polaris_jax.rewards.matrices import multiplied_out
+from polaris_jax.rewards.matrices import as_column, multiplied_out
 from polaris_jax.rewards.numeric import same_value
 from polaris_jax.rewards.units import factor_between
 
@@ -211,6 +211,7 @@ def _same_ratio(gold: n.Node, box: n.Node) -> bool:
 
 def _same_sequence(gold: n.Node, box: n.Node) -> bool:
     """Tuples, intervals, vectors and matrices: the same parts in the same order, the same kind of ends."""
+    gold, box = as_column(gold), as_column(box)
     if isinstance(gold, n.Matrix) and isinstance(box, n.Matrix):
         return len(gold.rows) == len(box.rows) and all(map(_pairwise, gold.rows, box.rows))
     if _is_list(gold) and _is_list(box):
@@ -246,7 +247,7 @@ def _same_set_item(gold: n.Node, box: n.Node) -> bool:
         if any(same_item(gold.left, left) and same_item(gold.right, right) for left, right in pairs):
             return True
     if isinstance(gold, n.Builder) and isinstance(box, n.Builder):
-        return same_item(gold.head, box.head) and same_answer(gold.condition, box.condition) or _same_sets(gold, box)
+        return (same_item(gold.head, box.head) and same_answer(gold.condition, box.condition)) or _same_sets(gold, box)
     return _same_sets(gold, box)
 
 

@@ -5,8 +5,8 @@ from itertools import product
 
 from polaris_jax.rewards import nodes as n
 from polaris_jax.rewards import words
+from polaris_jax.rewards.arithmetic import NotANumber, TooLarge
 from polaris_jax.rewards.compare import same_answer
-from polaris_jax.rewards.evaluate import NotANumber, TooLarge
 from polaris_jax.rewards.intervals import infinity
 from polaris_jax.rewards.numeric import approximate
 from polaris_jax.rewards.reader import Reading, read
@@ -15,6 +15,7 @@ from polaris_jax.rewards.verdict import Reason
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 _COMMA_GROUP = re.compile(r"[0-9],[1-9][0-9]{2}")
+_SLASH_LETTERS = re.compile(r"/\s*(?:[A-Za-z]|\\[A-Za-z]+ ?)[A-Za-z_\\]")
 _ZERO_GROUP = re.compile(r",0[0-9]")  # 1,000 is no list
 
 
@@ -33,6 +34,8 @@ def _judge_one(box: str, gold: str) -> Reason:
         return _reason(int(box) == int(gold))
     if words.same_choice(gold, box):
         return Reason.EQUAL
+    if words.is_time(gold):
+        return _reason(words.same_words(gold, box))
     try:
         gold_trees, box_trees = _trees(gold), _trees(box)
         if _same_text(gold, box):
@@ -59,6 +62,8 @@ def _trees(text: str) -> list[n.Node]:
         trees += _read(text, Reading(comma_groups=False))
     if any(n.contains(tree, n.Quantity) for tree in trees):
         trees += _read(text, Reading(unit_letters=False))
+    if _SLASH_LETTERS.search(text):
+        trees += _read(text, Reading(tight_letters=True))
     return trees
 
 

@@ -6,7 +6,7 @@ from functools import cmp_to_key
 from mpmath import mp, mpc
 
 from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.evaluate import NotANumber, TooLarge
+from polaris_jax.rewards.arithmetic import NotANumber, TooLarge
 from polaris_jax.rewards.numeric import approximate, same_value
 
 

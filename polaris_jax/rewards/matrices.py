@@ -17,6 +17,11 @@ def multiplied_out(node: n.Node) -> n.Node:
     return node
 
 
+def as_column(node: n.Node) -> n.Node:
+    r"""The vector that \binom{1}{2} is where another vector is expected."""
+    return n.Matrix(((node.args[0],), (node.args[1],))) if isinstance(node, n.Call) and node.name == "binom" else node
+
+
 def _each(body: n.Node, change: Callable[[n.Node], n.Node], otherwise: n.Node) -> n.Node:
     if not isinstance(body, n.Matrix):
         return otherwise

@@ -13,6 +13,7 @@ from polaris_jax.rewards import nodes as n
 from polaris_jax.rewards import units
 from polaris_jax.rewards.approximations import without_approximations
 from polaris_jax.rewards.expressions import FACTOR_STARTS, ExpressionReader
+from polaris_jax.rewards.symbols import listed
 from polaris_jax.rewards.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
 
 MAX_TOKENS = 4000
@@ -37,17 +38,20 @@ _NAMED = {
     "no real solutions": _EMPTY,
 }
 _PREFIX_WORDS = frozenset(
-    "the final answer answers is are so therefore thus hence we get have value values solution solutions length area"
-    " result equals equal to of and usd eur rs".split()
+    listed(
+        "the final answer answers is are so therefore thus hence we get have value values solution solutions "
+        "length area result equals equal to of and usd eur rs"
+    )
 )
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read what is ambiguous: 1,234 as a number (or a list), a letter after explicit space as a unit."""
+    """How to read what is ambiguous."""
 
-    comma_groups: bool = True
-    unit_letters: bool = True
+    comma_groups: bool = True  # 1,234 is a number, not a list
+    unit_letters: bool = True  # a letter such as m after explicit space is a unit, not a factor
+    tight_letters: bool = False  # t/RC is t/(RC), not (t/R)C
 
 
 def read(text: str, reading: Reading = Reading()) -> n.Node:
@@ -60,7 +64,7 @@ def _parsed(tokens: list[Token], reading: Reading) -> n.Node:
     tokens = [_separator(token) for token in without_approximations(tokens)]
     if not tokens or len(tokens) > MAX_TOKENS:
         raise Unreadable("empty, or too long")
-    reader = Reader(tokens, reading.unit_letters)
+    reader = Reader(tokens, reading.unit_letters, reading.tight_letters)
     answer = reader.list_until("eof")
     reader.expect("eof")
     return _read_within_words(answer, reading) if isinstance(answer, n.Words) else answer
@@ -99,7 +103,7 @@ def _separator(token: Token) -> Token:
         word = token.text.replace("~", " ").strip(" ,;\\").lower()
         if word == "to":
             return Token("colon", ":", token.gap)
-        if word in ("and", "or", "and/or") or not word and token.text.strip(" ~\\"):
+        if word in ("and", "or", "and/or") or (not word and token.text.strip(" ~\\")):
             return Token("sep", {"": ",", "and/or": "or"}.get(word, word), token.gap)
     return token
 

@@ -1,9 +1,15 @@
 """Tables of the reader: which character, command or word means what."""
 
-GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon phi chi psi"
-    " omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
-).split()
+
+def listed(names: str) -> list[str]:
+    """Names separated by space."""
+    return names.split()
+
+
+GREEK = listed(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
+)
 _GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξορστυφχψωΓΔΘΛΞΣΥΦΨΩ", GREEK, strict=True))
 _SUPERSCRIPTS = {char: f"^{{{plain}}}" for char, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ", "0123456789n", strict=True)}
 _SUBSCRIPTS = {char: f"_{{{plain}}}" for char, plain in zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True)}
@@ -119,9 +125,10 @@ MARKS = {
     "&": ("col", "&"),
 }
 
-FUNCTIONS = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln lg log exp max min gcd lcm cis"
-).split()
+FUNCTIONS = listed(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln lg log exp "
+    "max min gcd lcm cis"
+)
 _ASCII_FUNCTIONS = {
     "asin": "arcsin",
     "acos": "arccos",
@@ -188,21 +195,25 @@ COMMANDS = (
 )
 
 IGNORED = frozenset(
-    "left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle scriptstyle"
-    " limits nolimits mathstrut strut left* boldmath bf rm it sf tt cal large Large small normalsize bfseries itshape"
-    " centering nonumber notag par noindent hfill protect ( ) [ ] / relax allowbreak nobreak mathopen mathclose mathord"
-    " mathrel mathbin mathpunct ensuremath".split()
+    listed(
+        "left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle "
+        "textstyle scriptstyle limits nolimits mathstrut strut left* boldmath bf rm it sf tt cal large Large "
+        "small normalsize bfseries itshape centering nonumber notag par noindent hfill protect ( ) [ ] / "
+        "relax allowbreak nobreak mathopen mathclose mathord mathrel mathbin mathpunct ensuremath"
+    )
 )
 IGNORED_WITH_ARGUMENT = frozenset(
-    "phantom hphantom vphantom hspace hspace* vspace vspace* label tag tag* mspace kern".split()
+    listed("phantom hphantom vphantom hspace hspace* vspace vspace* label tag tag* mspace kern")
 )
-COLOURS = frozenset("color textcolor colorbox".split())
+COLOURS = frozenset(listed("color textcolor colorbox"))
 FONTS = frozenset(
-    "mathrm mathbf mathit mathsf mathtt mathcal mathscr mathfrak boldsymbol bm operatorname operatorname* pmb mathnormal"
-    " mathop symbf symrm bold".split()
+    listed(
+        "mathrm mathbf mathit mathsf mathtt mathcal mathscr mathfrak boldsymbol bm operatorname operatorname* "
+        "pmb mathnormal mathop symbf symrm bold"
+    )
 )
 TEXTS = frozenset(
-    "text textbf textit textrm textsf texttt textnormal textsc textup emph mbox hbox mathring underbar".split()
+    listed("text textbf textit textrm textsf texttt textnormal textsc textup emph mbox hbox mathring underbar")
 )
 
 IDEOGRAPH_SEPARATORS = {"或": "or", "和": "and", "且": "and", "与": "and", "或者": "or"}

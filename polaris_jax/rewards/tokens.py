@@ -1,8 +1,8 @@
 r"""From LaTeX or plain text to tokens: fonts, spacing and sizing gone, one spelling for each thing.
 
 A token's kind is "num", "sym", "const", "func", "cmd" (takes arguments), "op", "rel", "open", "close", "sep",
-"text", "row", "col", "begin", "end" or "accent". `gap` says what stood before it: "", " ", "\\quad", or "\\" for other explicit
-LaTeX space (`\,`, `~`, ...), which is how people set a unit apart.
+"text", "row", "col", "begin", "end" or "accent". `gap` says what stood before it: "", " ", "\\quad", or "\\" for
+other explicit LaTeX space (`\,`, `~`, ...), which is how people set a unit apart.
 """
 
 import re
@@ -10,7 +10,8 @@ import unicodedata
 from typing import NamedTuple
 
 from polaris_jax.rewards import symbols
-from polaris_jax.rewards.units import is_unit_text, is_unit_word
+from polaris_jax.rewards.letters import letter_tokens, upright_tokens
+from polaris_jax.rewards.units import is_unit_text
 
 
 class Unreadable(Exception):
@@ -31,9 +32,8 @@ _SPACE = re.compile(
     r"\s+|\\[,;:!> ]|~|\\(?:quad|qquad|thinspace|medspace|thickspace|enspace|space|hfill)(?![A-Za-z])|&nbsp;"
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
-_THOUSANDS = re.compile(
-    r"(?<![0-9.])[1-9][0-9]{0,2}(?:(?:\{,\}|,\s?\\[!,;:]\s*|\{\\,\}|\{\\;\}|\\[,;:]|\\ |~|(?<=[0-9]) (?=[0-9]))[0-9]{3})+(?![0-9])(?:\.[0-9]+)?"
-)
+_GROUP_MARKS = r"\{,\}|,\s?\\[!,;:]\s*|\{\\,\}|\{\\;\}|\\[,;:]|\\ |~|(?<=[0-9]) (?=[0-9])"
+_THOUSANDS = re.compile(rf"(?<![0-9.])[1-9][0-9]{{0,2}}(?:(?:{_GROUP_MARKS})[0-9]{{3}})+(?![0-9])(?:\.[0-9]+)?")
 _COMMA_THOUSANDS = re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
 _REPEATING = re.compile(
     r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar)\s*(?:\{([0-9]+)\}|([0-9]))|\(([0-9]+)\)(?!\s*[\w(\\^]))"
@@ -207,9 +207,7 @@ class _Tokenizer:
             self._skip_row_height(kind)
         elif name in symbols.IGNORED:
             self._skip_delimiter_dot(name)
-        elif name in symbols.IGNORED_WITH_ARGUMENT:
-            self._argument()
-        elif name in symbols.COLOURS:
+        elif name in symbols.IGNORED_WITH_ARGUMENT or name in symbols.COLOURS:
             self._argument()
         elif name in symbols.FONTS or name in symbols.TEXTS:
             self._font(name)
@@ -287,46 +285,3 @@ def _repeating_fraction(whole: str, head: str, block: str) -> str:
     period = 10 ** len(block) - 1
     value = int((whole + head) or "0") * period + int(block)
     return f"{value}/{10 ** len(head) * period}"
-
-
-def letter_tokens(run: str, after_number: bool) -> list[tuple[str, str]]:
-    """Tokens of letters written without any command: known names, units, prose, else one symbol per letter."""
-    if run in symbols.BARE_NAMES:
-        return [symbols.BARE_NAMES[run]]
-    if len(run) == 1:
-        return [symbols.letter(run)]
-    if run.lower() in symbols.SEPARATOR_WORDS:
-        return [("sep", run.lower())]
-    if after_number and is_unit_word(run):
-        return [("text", run)]
-    if run.lower() in symbols.SHORT_WORDS or _is_prose(run):
-        return [("text", run)]
-    if len(run) >= 3 and run.isupper():
-        return [("sym", run)]
-    prefixed = _leading_name(run)
-    return prefixed or [symbols.letter(char) for char in run]
-
-
-def _leading_name(run: str) -> list[tuple[str, str]]:
-    """Plain ASCII such as xsqrt or pir: a known name of at least two letters at the start or the end."""
-    for name in ("sqrt", "pi", "sin", "cos", "tan", "log", "ln"):
-        if run.endswith(name) or (run.startswith(name) and name == "pi"):
-            head, tail = (run[: -len(name)], name) if run.endswith(name) else (name, run[len(name) :])
-            return letter_tokens(head, False) + letter_tokens(tail, False)
-    return []
-
-
-def _is_prose(run: str) -> bool:
-    ascending = all(a < b for a, b in zip(run, run[1:], strict=False))
-    return (len(run) >= 4 and not run.isupper() and not ascending) or is_unit_word(run) and len(run) >= 3
-
-
-def upright_tokens(word: str) -> list[tuple[str, str]]:
-    r"""Tokens of a word in \mathrm and the like: a known name, a unit or prose, else one symbol."""
-    if word in symbols.BARE_NAMES:
-        return [symbols.BARE_NAMES[word]]
-    if word.lower() in symbols.SEPARATOR_WORDS:
-        return [("sep", word.lower())]
-    if is_unit_word(word) or (len(word) >= 3 and not word.isupper()):
-        return [("text", word)]
-    return [("sym", word)] if len(word) > 2 else [symbols.letter(char) for char in word]

@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from polaris_jax.rewards.symbols import listed
+
 _F = Fraction
 _TABLE: dict[str, tuple[str, Fraction]] = {}
 
@@ -49,13 +51,16 @@ _define("celsius", celsius=(_F(1), "degC"))
 _define("fahrenheit", fahrenheit=(_F(1), "degF"))
 
 _OTHER_WORDS = frozenset(
-    "unit units square cubic squared cubed sq cu mph kph pound pounds lb lbs ounce ounces oz point points people persons"
-    " person students student children boys girls men women ways way times digits coins cards books apples oranges balls"
-    " marbles pieces items cubes squares triangles games hours votes tickets rupees pesos francs cups gallons gallon"
-    " newtons newton joules joule watts watt volts volt ohms hertz kelvin pascal pascals amperes moles mole mol hz Hz kHz"
-    " MHz GHz kJ kW kWh kPa Pa eV keV MeV GeV nm pm km/h kmph cal kcal acres acre hectares per solutions pairs integers"
-    " values elements members sides edges faces vertices degrees degree percent yuan steps tosses rolls days inhabitants"
-    " radian radians rad erg ergs AU pc kpc Mpc dollars each total".split()
+    listed(
+        "unit units square cubic squared cubed sq cu mph kph pound pounds lb lbs ounce ounces oz point points "
+        "people persons person students student children boys girls men women ways way times digits coins "
+        "cards books apples oranges balls marbles pieces items cubes squares triangles games hours votes "
+        "tickets rupees pesos francs cups gallons gallon newtons newton joules joule watts watt volts volt "
+        "ohms hertz kelvin pascal pascals amperes moles mole mol hz Hz kHz MHz GHz kJ kW kWh kPa Pa eV keV "
+        "MeV GeV nm pm km/h kmph cal kcal acres acre hectares per solutions pairs integers values elements "
+        "members sides edges faces vertices degrees degree percent yuan steps tosses rolls days inhabitants "
+        "radian radians rad erg ergs AU pc kpc Mpc dollars each total"
+    )
 )
 DEGREE_WORDS = frozenset(["degree", "degrees", "deg"])
 PERCENT_WORDS = frozenset(["percent", "percentage", "pct", "per cent"])
@@ -72,9 +77,12 @@ MULTIPLIERS = {
     "billions": 10**9,
 }
 _CHANGING_WORDS = frozenset(
-    "not or and no none nor neither between if unless except mod modulo divides less more greater than least most plus"
-    " minus times over power root under above below about approximately around roughly half quarter third false wrong"
-    " incorrect isn't but only fewer another other also either maybe possibly unknown undefined bits".split()
+    listed(
+        "not or and no none nor neither between if unless except mod modulo divides less more greater than "
+        "least most plus minus times over power root under above below about approximately around roughly "
+        "half quarter third false wrong incorrect isn't but only fewer another other also either maybe "
+        "possibly unknown undefined bits"
+    )
 )
 LETTERS = frozenset("msghLJNWVAKCFT")
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}

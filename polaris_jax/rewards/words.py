@@ -24,6 +24,7 @@ _SYNONYMS = {
 def plain(text: str) -> str:
     """Text without fonts, braces, dollar signs and superfluous space; case is kept."""
     text = _WRAPPERS.sub("", text.replace("$", ""))
+    text = text.replace("\\colon", ":")
     text = _SPACING.sub(" ", re.sub(r"[{}]|\\[()\[\]]|\*\*|\\(?:left|right)(?![A-Za-z])", "", text))
     return text.strip(" .,;")
 
@@ -31,7 +32,7 @@ def plain(text: str) -> str:
 def normal_words(text: str) -> str:
     """Lower-case words without articles and punctuation."""
     text = unicodedata.normalize("NFKC", plain(text)).lower()
-    words = re.findall(r"[^\W_]+|[+\-/=<>:%]", text)
+    words = re.findall(r"[^\W_]+|[+\-/=<>:%]", re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text))
     if any(len(word) > 2 for word in words):  # else the letters may be choices
         words = [word for word in words if word not in _ARTICLES]
     joined = " ".join(words)
@@ -44,6 +45,11 @@ def same_words(gold: str, box: str) -> bool:
     if first == second:
         return bool(re.search(r"\w", first))
     return _minutes(gold) is not None and _minutes(gold) == _minutes(box)
+
+
+def is_time(text: str) -> bool:
+    """Whether the text is a time of the day with its half, such as 4:30 p.m."""
+    return _minutes(text) is not None and text.rstrip(" .}").lower().endswith("m")
 
 
 def _minutes(text: str) -> int | None:

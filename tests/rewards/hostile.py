@@ -239,7 +239,7 @@ INJECTIONS = [
     "[42 for _ in range(10**9)]",
     "(42).__add__(0)",
     "42;import os",
-    "%d" % 41 + "%s%n",
+    "%d%s%n",
     "'; DROP TABLE answers; --",
     "<script>42</script>",
     "\\input{/etc/passwd}",

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.rewards.hostile import boxed, hostile_cases
 
 from polaris_jax.rewards import Reason, VerifierPool
+from tests.rewards.hostile import boxed, hostile_cases
 
 TIMEOUT_S = 2.0
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -177,10 +177,17 @@ def test_closed_pool_refuses_and_ends_its_workers():
 
 
 def test_leaving_by_an_exception_cancels_what_waits():
-    with pytest.raises(KeyError), VerifierPool(1) as made:
-        futures = [made.submit(RIGHT, "0.5") for _ in range(500)]
-        raise KeyError
+    futures = []
+
+    def leave():
+        with VerifierPool(1) as made:
+            futures.extend(made.submit(RIGHT, "0.5") for _ in range(500))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
     assert all(future.done() for future in futures)
+    assert any(future.cancelled() for future in futures)
 
 
 @pytest.mark.parametrize("settings", [{"workers": 0}, {"timeout_s": 0}, {"memory_bytes": 1000}])

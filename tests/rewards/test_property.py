@@ -53,16 +53,10 @@ def value(tree):
     }[kind]()
 
 
-def names(tree):
-    """Free symbols of the tree."""
-    return {tree[1]} if tree[0] == "sym" else set().union(*(names(part) for part in tree[1:] if isinstance(part, tuple)))
-
-
 def written(tree, rng):
     """One of many ways to write the tree."""
-    text = plain(tree, rng)
-    wrap = rng.choice(["{}", "{}", "{}", "\\left({}\\right)", "{}\\cdot 1", "0+{}", "\\,{}\\,", "\\displaystyle {}"])
-    return wrap.format(text if wrap.startswith(("{}\\cd",)) is False else f"({text})")
+    wraps = ["{}", "{}", "{}", "\\left({}\\right)", "({})\\cdot 1", "0+{}", "\\,{}\\,", "\\displaystyle {}"]
+    return rng.choice(wraps).format(plain(tree, rng))
 
 
 def group(tree, rng):
@@ -101,7 +95,13 @@ def plain(tree, rng):
         return pick([f"{left}-{right}", f"-{right}+{left}", f"-({right}-{left})"])
     if kind == "mul":
         return pick([f"{left}{right}", f"{right}\\cdot {left}", f"{left}\\times{right}", f"{left}*{right}"])
-    return pick([f"\\frac{{{left}}}{{{right}}}", f"{left}/{right}", f"{left}\\cdot{right}^{{-1}}", f"{left}\\div{right}"])
+    quotients = [
+        f"\\frac{{{left}}}{{{right}}}",
+        f"{left}/{right}",
+        f"{left}\\cdot{right}^{{-1}}",
+        f"{left}\\div{right}",
+    ]
+    return pick(quotients)
 
 
 def changed(tree, rng):
