@@ -55,7 +55,7 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     with Journal(path, settings, writes=first) as journal, verifier_pool(config) as verifier:
         multihost_utils.sync_global_devices("all have read the journal")
         mesh = make_mesh(config.mesh)
-        model, params = load_model(config, mesh)
+        model, params = load_model(config, mesh, tokenizer)
         sampling = evaluation_sampling(config, hf.stop_ids(tokenizer))
         try:
             engine = RolloutEngine(model, mesh, engine_config(config))

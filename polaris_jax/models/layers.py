@@ -17,7 +17,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
         if self.use_bias:

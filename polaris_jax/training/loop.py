@@ -32,7 +32,7 @@ from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import checkpoint
 from polaris_jax.training.metrics import History, MetricsLogger
-from polaris_jax.training.start import load_model, load_tokenizer, load_train_problems, save_model_files
+from polaris_jax.training.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.training.state import TrainState, init_state
 from polaris_jax.types import Group, Problem, Prompt, Rollout
 
@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     c, held_out = config.evaluation, []
     if config.training.evaluate_every:
         held_out = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
-    model, params = load_model(config, mesh)
+    model, params = load_model(config, mesh, tokenizer)
     state = init_state(model, config, mesh, params)
     workdir = checkpoint.prepare_workdir(workdir)
     save_model_files(workdir, model, tokenizer)
@@ -107,12 +107,7 @@ def check_fits(config: ConfigDict, prompts: Mapping[str, Prompt]) -> None:
             f"prompts of at most config.data.max_prompt_tokens={config.data.max_prompt_tokens}"
         )
     prompt = max(len(prompt.tokens) for prompt in prompts.values())
-    needed, longest = prompt + config.rollout.max_response_tokens - 1, max(config.updates.row_lengths)
-    if longest < needed:
-        raise UserError(
-            f"config.updates.row_lengths: the longest is {longest}, but a prompt of {prompt} tokens and a response of "
-            f"{config.rollout.max_response_tokens} (config.rollout.max_response_tokens) take {needed}"
-        )
+    check_rows(config, prompt + config.rollout.max_response_tokens)
 
 
 def train_step(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -40,9 +40,12 @@ class History:
         return figure
 
 
-def read_metrics(workdir: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl up to `last_step`; an unfinished last line is left out."""
-    path = workdir / "metrics.jsonl"
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; an unfinished last line is left out."""
+    return _read(workdir / "metrics.jsonl")
+
+
+def _read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -50,6 +53,17 @@ def read_metrics(workdir: Path, last_step: int | None = None) -> list[dict[str, 
         except json.JSONDecodeError:
             break
     return [row for row in rows if last_step is None or row["step"] <= last_step]
+
+
+def _reopen(path: Path, last_step: int) -> tuple[list[dict[str, Any]], TextIO]:
+    """The rows up to `last_step`, and the file without the others, open for more."""
+    rows = _read(path, last_step)
+    path.write_text("".join(_line(row) for row in rows), encoding="utf-8")
+    return rows, path.open("a", encoding="utf-8")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 class MetricsLogger:
@@ -60,12 +74,9 @@ class MetricsLogger:
     """
 
     def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
-        self.rows = read_metrics(workdir, start)
         self._workdir, self._shown = workdir, shown
-        metrics = "".join(json.dumps(row) + "\n" for row in self.rows)
-        (workdir / "metrics.jsonl").write_text(metrics, encoding="utf-8")
-        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
+        self.rows, self._metrics = _reopen(workdir / "metrics.jsonl", start)
+        _, self._samples = _reopen(workdir / "samples.jsonl", start)
         self._tensorboard = Writer(str(workdir / "tensorboard"))
         self._console = Console()
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
@@ -91,7 +102,7 @@ class MetricsLogger:
         """Records the metrics of a finished step."""
         row = {"step": step, **metrics}
         self.rows.append(row)
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(_line(row))
         self._metrics.flush()
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step=step)
@@ -103,7 +114,7 @@ class MetricsLogger:
 
     def sample(self, record: Mapping[str, Any]) -> None:
         """Adds one response to samples.jsonl."""
-        self._samples.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._samples.write(_line(record))
 
     def history(self) -> History:
         """All rows so far."""

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 from polaris_jax import config as configs
 from polaris_jax.data.curriculum import Curriculum, draw
 from polaris_jax.data.prompts import tokenize_conversations
+from polaris_jax.errors import UserError
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import make_update
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import checkpoint
 from polaris_jax.training.metrics import History, MetricsLogger
-from polaris_jax.training.start import load_conversations, load_model, load_tokenizer, save_model_files
+from polaris_jax.training.start import check_rows, load_conversations, load_model, load_tokenizer, save_model_files
 from polaris_jax.training.state import init_state
 
 
@@ -32,7 +33,11 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config)
     conversations = tokenize_conversations(tokenizer, load_conversations(config))
-    model, params = load_model(config, mesh)
+    check_rows(config, max(len(tokens) for tokens, _ in conversations))
+    batch_size, count = config.sft.batch_size, len(conversations)
+    if batch_size > count:
+        raise UserError(f"config.sft.batch_size: {batch_size} an update, but there are {count} conversations")
+    model, params = load_model(config, mesh, tokenizer)
     state = init_state(model, config, mesh, params)
     workdir = checkpoint.prepare_workdir(workdir)
     save_model_files(workdir, model, tokenizer)
@@ -48,7 +53,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     with MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log:
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
-            batch, place = draw(place, conversations, config.sft.batch_size, config.seed)
+            batch, place = draw(place, conversations, batch_size, config.seed)
             batches, packing = pack([Sequence(tokens, mask) for tokens, mask in batch], config.updates)
             state, metrics = update(state, batches, 1.0)
             seconds = time.perf_counter() - began

@@ -14,6 +14,7 @@ from polaris_jax import hf
 from polaris_jax.data import arithmetic
 from polaris_jax.data.problems import chat_rows, load_problems
 from polaris_jax.errors import UserError
+from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Problem
@@ -37,21 +38,20 @@ def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
     return hf.load_tokenizer(source)
 
 
-def load_model(config: ConfigDict, mesh: Mesh) -> tuple[ModelConfig, Any]:
+def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBase) -> tuple[ModelConfig, Any]:
     """The model and its float32 parameters on `mesh`: from `config.model.path`, else random of `config.model.preset`.
 
-    Raises UserError where neither is given, the preset is unknown, or the path holds no model that fits.
+    Raises UserError where neither is given, the preset is unknown, the path holds no model that fits, or the tokenizer
+    has more tokens than the model.
     """
     c = config.model
-    runtime = {"dtype": c.dtype, "remat": c.remat}
-    if c.path:
-        model, params = hf.load(c.path, mesh=mesh)
-        return model.replace(**runtime), params
-    if c.preset not in PRESETS:
+    if not c.path and c.preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise UserError(f"config.model.preset: expected one of {known}, or set config.model.path; found {c.preset!r}")
-    model = PRESETS[c.preset].replace(**runtime)
-    return model, sharded_params(model, mesh, config.seed)
+    model, params = hf.load(c.path, mesh=mesh) if c.path else (PRESETS[c.preset], None)
+    hf.check_tokenizer(tokenizer, c.tokenizer or c.path, vocab_size=model.vocab_size)
+    model = model.replace(dtype=c.dtype, remat=c.remat)
+    return model, sharded_params(model, mesh, config.seed) if params is None else params
 
 
 def load_train_problems(config: ConfigDict) -> list[Problem]:
@@ -72,7 +72,18 @@ def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:
     return chat_rows(config.sft.data)
 
 
+def check_rows(config: ConfigDict, longest: int) -> None:
+    """Raises UserError where a sequence of `longest` tokens is longer than every row."""
+    row = max(config.updates.row_lengths)
+    if row < longest - 1:
+        raise UserError(
+            f"config.updates.row_lengths: the longest is {row}, but sequences have up to {longest} tokens, "
+            f"which take {longest - 1}"
+        )
+
+
 def save_model_files(workdir: Path, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes model.json and tokenizer/ so that the run's directory can be loaded and exported by itself."""
     (workdir / "model.json").write_text(hf.config_to_json(model), encoding="utf-8")
-    tokenizer.save_pretrained(workdir / "tokenizer")
+    (workdir / "tokenizer").mkdir(exist_ok=True)
+    write_tokenizer(tokenizer, workdir / "tokenizer")

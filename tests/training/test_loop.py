@@ -108,7 +108,7 @@ def test_another_models_checkpoint_is_refused(run):
         ({"model.preset": "", "model.path": "no/such/dir/at/all"}, "no/such/dir/at/all"),
         ({"model.tokenizer": ""}, "config.model.tokenizer: empty"),
         ({"mesh.fsdp": 3}, "config.mesh: data=1 x fsdp=3"),
-        ({"rollout.prompts": 10_000}, "config.rollout.prompts: 10000 a step, but there are 4096 problems"),
+        ({"rollout.prompts": 10_000}, "config.rollout.prompts: 10000 a step, but there are 64 problems"),
         ({"algorithm.loss": "gpro"}, "config.algorithm.loss: expected one of"),
         ({"algorithm.advantage": "mean"}, "config.algorithm.advantage: expected one of"),
         ({"updates.row_lengths": (32,)}, "config.updates.row_lengths: the longest is 32"),
