@@ -25,7 +25,8 @@ class Token(NamedTuple):
 
 
 _UPRIGHT = frozenset(["mathrm", "text", "textrm", "textnormal", "mbox", "hbox"])
-MAX_DEPTH = 30  # of groups handled by recursion
+MAX_DEPTH = 60  # of brackets and of powers, each of which counts
+MAX_FONT_DEPTH = 20
 _FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 _SPACE = re.compile(
@@ -80,7 +81,7 @@ def group_end(text: str, start: int) -> int:
 
 class _Tokenizer:
     def __init__(self, text: str, comma_groups: bool, depth: int):
-        if depth > MAX_DEPTH:
+        if depth > MAX_FONT_DEPTH:
             raise Unreadable("nested too deeply")
         self.text, self.comma_groups, self.depth = text, comma_groups, depth
         self.at, self.gap, self.brackets = 0, "", 0
