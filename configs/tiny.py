@@ -22,16 +22,17 @@ def get_config():
     c.rollout.tokens_per_call = 16
 
     c.updates.row_lengths = (256,)
-    c.updates.rows = 8
+    c.updates.rows = 4
 
     c.optimizer.learning_rate = 3e-4
+    c.optimizer.betas = (0.9, 0.98)
 
     c.training.steps = 100
     c.training.checkpoint_every = 50
 
     c.sft.data = "arithmetic"
-    c.sft.steps = 1600
-    c.sft.batch_size = 28
+    c.sft.steps = 1500
+    c.sft.batch_size = 14
     c.sft.learning_rate = 3e-3
     c.sft.warmup_steps = 20
 
