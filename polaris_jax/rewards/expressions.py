@@ -57,14 +57,14 @@ class ExpressionReader(PrimaryReader):
     def letters(self) -> n.Node:
         """A divisor: one factor, or all the letters that stand together, where they are read so."""
         value = self.signed_power()
-        while (
-            self.tight_letters
-            and isinstance(value, (n.Sym, n.Call))
-            and self.token.kind == "sym"
-            and not self.token.gap
-        ):
+        while self.tight_letters and isinstance(value, (n.Sym, n.Call)) and self.letter_touches():
             value = n.Call("mul", (value, self.power()))
         return value
+
+    def letter_touches(self) -> bool:
+        r"""Whether a letter follows without space, but for the one that ends a name such as \lambda."""
+        before = self.tokens[self.at - 1]
+        return self.token.kind == "sym" and (not self.token.gap or (self.token.gap == " " and len(before.text) > 1))
 
     def starts_factor(self) -> bool:
         token = self.token

@@ -182,11 +182,16 @@ class Reader(ExpressionReader):
             if self.token.kind == "mid" and self.head:
                 break
             ops.append(self.next().text)
-            sides.append(self.ratio())
+            sides.append(self.side())
         if self.token.kind == "cmd" and self.token.text == "pmod":
             self.next()
             sides[-1] = n.Call("mod", (sides[-1], self.argument()))
         return n.Relation(tuple(ops), tuple(sides)) if ops else sides[0]
+
+    def side(self) -> n.Node:
+        """What follows a relation's sign: a value, or the name of one in words."""
+        prose = self.leading_prose()
+        return self.ratio() if prose is None else n.Sym(prose.strip())
 
     def ratio(self) -> n.Node:
         parts = [self.quantity()]

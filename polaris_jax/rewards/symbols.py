@@ -151,12 +151,12 @@ COMMANDS = (
     | {name: ("rel", "<=") for name in ("le", "leq", "leqslant", "leqq")}
     | {name: ("rel", ">=") for name in ("ge", "geq", "geqslant", "geqq")}
     | {name: ("rel", "!=") for name in ("ne", "neq")}
-    | {name: ("rel", "~") for name in ("approx", "simeq", "thickapprox", "doteq", "approxeq", "sim", "fallingdotseq")}
+    | {name: ("rel", "~") for name in ("approx", "simeq", "thickapprox", "doteq", "approxeq", "fallingdotseq")}
     | {name: ("rel", "->") for name in ("to", "rightarrow", "mapsto", "longrightarrow")}
     | {name: ("rel", "=>") for name in ("Rightarrow", "implies", "Longrightarrow")}
     | {name: ("rel", "<=>") for name in ("iff", "Leftrightarrow", "Longleftrightarrow")}
     | {name: ("rel", name) for name in ("in", "notin", "equiv", "cong", "parallel", "perp", "subset", "subseteq")}
-    | {name: ("rel", name) for name in ("propto", "nmid")}
+    | {name: ("rel", name) for name in ("propto", "nmid", "sim")}
     | {"lt": ("rel", "<"), "gt": ("rel", ">"), "eq": ("rel", "=")}
     | {name: ("op", "*") for name in ("times", "cdot", "ast", "cdotp", "bullet")}
     | {"div": ("op", "/"), "pm": ("op", "pm"), "mp": ("op", "mp"), "bmod": ("op", "mod"), "mod": ("op", "mod")}
