@@ -1,0 +1,131 @@
+"""The gradient of a batch is one number: packing, grouping, order and recorded log-probs do not change it."""
+
+import jax
+import numpy as np
+import pytest
+
+from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
+from polaris_jax.rl.packing import Sequence, pack
+from polaris_jax.sharding.mesh import make_mesh
+
+from .conftest import policy_gradient, relative_error
+
+
+@pytest.fixture(scope="module")
+def expected(params, sequences):
+    from configs.base import get_config
+
+    c = get_config()
+    c.updates.row_lengths, c.updates.rows = (64,), 4
+    return policy_gradient(params, sequences, c)
+
+
+LAYOUTS = {
+    "longer rows": dict(row_lengths=(256,), rows=2),
+    "long rows by blocks": dict(row_lengths=(640,), rows=1),
+    "two lengths": dict(row_lengths=(32, 64), rows=4),
+    "one row a pass": dict(row_lengths=(64,), rows=1),
+    "no packing": dict(row_lengths=(64,), rows=12),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_gradient_does_not_depend_on_how_rows_are_made(name, params, sequences, config, expected):
+    config.updates.update(LAYOUTS[name])
+    batches = None
+    if name == "no packing":
+        batches = [pack([sequence], config.updates)[0][0] for sequence in sequences]
+    found = policy_gradient(params, sequences, config, batches=batches)
+    assert relative_error(found[0], expected[0]) < 1e-5
+    assert found[1] == pytest.approx(expected[1], rel=1e-5, abs=1e-7)
+
+
+def test_gradient_does_not_depend_on_the_order_of_sequences(params, sequences, config, expected):
+    found = policy_gradient(params, sequences[::-1], config)
+    assert relative_error(found[0], expected[0]) < 1e-5
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "constant"])
+def test_other_aggregations_do_not_depend_on_rows_either(aggregation, params, sequences, config):
+    config.algorithm.aggregation = aggregation
+    first = policy_gradient(params, sequences, config)
+    config.updates.rows = 1
+    assert relative_error(policy_gradient(params, sequences, config)[0], first[0]) < 1e-5
+
+
+def test_a_segment_keeps_its_bits_whatever_lies_beside_it(model, params, config):
+    rng = np.random.default_rng(0)
+    mesh = make_mesh({}, jax.devices()[:1])
+    logprobs_of = jax.jit(make_logprobs(model, mesh))
+
+    def logprobs(neighbour):
+        tokens = [rng_tokens, neighbour]
+        sequences = [Sequence(t.astype(np.int32), np.ones(len(t), np.float32)) for t in tokens]
+        (batch,), _ = pack(sequences, config.updates)
+        found, _ = logprobs_of(params, put_rows(batch, mesh), 1.0)
+        return np.asarray(found)[batch.segment_ids == 1]
+
+    rng_tokens = rng.integers(0, 64, 40)
+    np.testing.assert_array_equal(logprobs(rng.integers(0, 64, 20)), logprobs(rng.integers(0, 64, 20)))
+
+
+def test_off_policy_sequences_take_their_ratio_to_the_recorded_logprobs(params, sequences, config):
+    """With every sequence marked, the gradient is that of ratios to the recorded log-probs."""
+    marked = [Sequence(s.tokens, s.mask, s.advantage, s.behaviour_logprobs, off_policy=True) for s in sequences]
+    found = policy_gradient(params, marked, config)
+    config.algorithm.old_logprobs = "recorded"
+    recorded = policy_gradient(params, sequences, config)
+    assert relative_error(found[0], recorded[0]) < 1e-6
+    config.algorithm.old_logprobs = "trainer"
+    assert relative_error(policy_gradient(params, sequences, config)[0], recorded[0]) > 1e-2
+
+
+def test_the_importance_weight_is_truncated(model, params, sequences, config):
+    """A cap of nearly 0 weights every token alike, so the gradient is the plain one times the cap."""
+    plain = policy_gradient(params, sequences, config)
+    config.algorithm.importance_cap = 1e-3
+    found = policy_gradient(params, sequences, config)
+    assert relative_error(jax.tree.map(lambda g: g * 1e3, found[0]), plain[0]) < 1e-4
+
+
+def test_the_kl_term_pulls_to_the_reference(model, params, sequences, config):
+    """Its gradient is that of mean k3, by finite difference along itself."""
+    config.algorithm.kl = 0.5
+    mesh = make_mesh({}, jax.devices()[:1])
+    rows = [put_rows(batch, mesh) for batch in pack(sequences, config.updates)[0]]
+    reference = jax.tree.map(lambda p: p * 1.1, params)
+    logprobs_of = jax.jit(make_logprobs(model, mesh))
+    references = [logprobs_of(reference, batch, 1.0)[0] for batch in rows]
+    nothing = [batch._replace(advantages=batch.advantages * 0) for batch in rows]
+    gradient = make_gradient(model, config, mesh)
+    grads, (sums, _) = gradient(params, nothing, [None] * len(rows), references, np.float32(1), np.float32(1))
+
+    def k3_sum(params):
+        x = [np.asarray(r - logprobs_of(params, b, 1.0)[0], np.float64) for b, r in zip(rows, references, strict=True)]
+        return sum(((np.exp(d) - d - 1) * b.mask).sum() for d, b in zip(x, rows, strict=True))
+
+    assert float(sums["kl_reference"]) == pytest.approx(k3_sum(params), rel=1e-4)
+    assert float(sums["loss"]) == pytest.approx(0.5 * k3_sum(params), rel=1e-4)
+    norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+    ahead, behind = (jax.tree.map(lambda p, g, e=e: p + e * g / norm, params, grads) for e in (1e-2, -1e-2))
+    assert 0.5 * (k3_sum(ahead) - k3_sum(behind)) / 2e-2 == pytest.approx(float(norm), rel=2e-2)
+
+
+def test_memory_of_a_pass_grows_linearly_with_its_rows(model, params, sequences, config):
+    """And not with rows x length x vocabulary."""
+    large = model.replace(vocab_size=8192)
+    mesh = make_mesh({}, jax.devices()[:1])
+    logprobs_of = make_logprobs(large, mesh)
+    shapes = jax.eval_shape(lambda p: p | {"embedding": np.zeros((8192, 32), np.float32)}, params)
+
+    def temporaries(rows):
+        config.updates.rows = rows
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((rows, 512), x.dtype), pack(sequences, config.updates)[0][0]
+        )
+        grad = jax.jit(jax.grad(lambda p, b: logprobs_of(p, b, 1.0)[0].sum()))
+        return grad.lower(shapes, batch).compile().memory_analysis().temp_size_in_bytes
+
+    few, some, many = (temporaries(rows) for rows in (16, 32, 64))
+    assert many - some < 2.1 * (some - few)
+    assert (many - some) / (32 * 512) < 8192 * 4 / 2  # bytes a token, beside one row of logits

@@ -1,0 +1,76 @@
+"""Run by the tests: prints the largest relative error of the gradient on each mesh against one device.
+
+    mesh_gradients.py                                 8 simulated devices of one process
+    mesh_gradients.py ADDRESS PROCESS PROCESSES       one of several processes with 2 devices each
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from configs.base import get_config
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.transformer import init_params
+from polaris_jax.rl.packing import Sequence, pack
+from polaris_jax.rl.update import make_update
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training.state import init_state
+
+MODEL = ModelConfig(64, 32, 48, 2, 8, 4, 8, rope_theta=100.0, dtype="float32")
+MESHES = (
+    dict(data=2), dict(fsdp=2), dict(tensor=2), dict(context=2),
+    dict(data=2, fsdp=2), dict(tensor=2, context=2), dict(fsdp=2, context=2), dict(fsdp=4),
+    dict(data=8), dict(fsdp=8), dict(tensor=8), dict(context=8),
+    dict(data=2, fsdp=2, tensor=2), dict(fsdp=2, tensor=2, context=2), dict(data=2, tensor=2, context=2),
+    dict(data=2, fsdp=2, context=2), dict(tensor=4, context=2), dict(data=2, context=4),
+)  # fmt: skip
+
+
+def sequences():
+    """12 ragged sequences, one of them off-policy."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(12):
+        n = int(rng.integers(3, 40))
+        mask = np.ones(n, np.float32)
+        mask[: n // 3] = 0
+        logprobs = (-4 + rng.normal(0, 0.1, n)).astype(np.float32)
+        made.append(Sequence(rng.integers(0, 64, n).astype(np.int32), mask, float(rng.normal()), logprobs, i == 3))
+    return made
+
+
+def first_moment(mesh):
+    """The gradient of one update, as Adam's first moment (the gradient times 1 - b1), gathered on every host."""
+    config = get_config()
+    config.updates.row_lengths, config.updates.rows = (64,), 4
+    config.optimizer.clip_norm = 0.0
+    params = nn.unbox(init_params(MODEL, jax.random.key(0)))
+    state = init_state(MODEL, config, mesh, jax.tree.map(np.asarray, params))
+    batches, _ = pack(sequences(), config.updates)
+    state, metrics = make_update(MODEL, config, mesh)(state, batches, 0.9)
+    gather = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return jax.tree.map(lambda m: np.asarray(gather(m).addressable_data(0)), state.opt_state.mu), metrics
+
+
+def main():
+    if len(sys.argv) > 1:
+        address, process, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, processes, process)
+        meshes = (dict(data=2, fsdp=2), dict(fsdp=2, context=2), dict(tensor=4))
+    else:
+        meshes = MESHES
+    alone, metrics = first_moment(make_mesh({}, jax.local_devices()[:1]))
+    for shape in meshes:
+        size = int(np.prod(list(shape.values())))
+        found, other = first_moment(make_mesh(shape, jax.devices()[:size]))
+        errors = jax.tree.map(lambda x, y: float(np.linalg.norm(x - y) / np.linalg.norm(y)), found, alone)
+        loss = abs(other["loss"] - metrics["loss"]) / abs(metrics["loss"])
+        print(json.dumps({"mesh": shape, "gradient": max(jax.tree.leaves(errors)), "loss": loss}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
