@@ -44,7 +44,7 @@ class Parrot:
 @pytest.fixture
 def config(monkeypatch):
     monkeypatch.setattr(job, "RolloutEngine", Parrot)
-    monkeypatch.setattr(job, "load_model", lambda config, mesh: (None, None))
+    monkeypatch.setattr(job, "load_model", lambda *arguments: (None, None))
     monkeypatch.setattr(Parrot, "sampled", 0)
     changes = {"max_problems": 5, "samples": 2, "temperature": 0.5, "max_response_tokens": 32}
     return configs.override(tiny.get_config(), {f"evaluation.{key}": value for key, value in changes.items()})
