@@ -29,11 +29,11 @@ def token_logprobs(
     mesh: shards B over data and fsdp, T over context, V over tensor, as in `sharding/rules.py`; None: one device.
     chunk: tokens on each device whose logits exist at once; None: so many that they are `CHUNK_LOGITS` in all.
     """
-    run = partial(_flat_logprobs, chunk=chunk, axis="tensor" if mesh and mesh.shape["tensor"] > 1 else None)
     temperature = jnp.asarray(temperature, jnp.float32)
     if mesh is None or mesh.size == 1:
-        return run(hidden_BTD, unembedding_VD, targets_BT, temperature)
+        return _flat_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, chunk=chunk, axis=None)
     rows = P(("data", "fsdp"), "context")
+    run = partial(_flat_logprobs, chunk=chunk, axis="tensor")
     sharded = jax.shard_map(run, mesh=mesh, in_specs=(rows, P("tensor"), rows, P()), out_specs=(rows, rows))
     return sharded(hidden_BTD, unembedding_VD, targets_BT, temperature)
 

@@ -1,0 +1,96 @@
+import jax
+import numpy as np
+import pytest
+
+from polaris_jax.rl.packing import pack
+from polaris_jax.rl.update import NonFiniteUpdates, check_finite, make_update
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training.state import init_state
+
+
+@pytest.fixture
+def start(model, config, params):
+    """A function that gives update and a fresh state for the config as it is then."""
+
+    def make(model=model):
+        mesh = make_mesh({}, jax.devices()[:1])
+        copy = jax.tree.map(np.array, params)
+        return make_update(model, config, mesh), init_state(model, config, mesh, copy)
+
+    return make
+
+
+def test_one_update_on_the_policy_itself(start, config, sequences):
+    """The ratio is 1, nothing is clipped, and the loss is minus the mean advantage of the learnt tokens."""
+    update, state = start()
+    batches, _ = pack(sequences, config.updates)
+    state, metrics = update(state, batches, 0.8)
+    learnt = np.concatenate([np.full(int(s.mask[1:].sum()), s.advantage) for s in sequences])
+    assert metrics["loss"] == pytest.approx(-learnt.mean(), abs=1e-5)
+    assert metrics["ratio_min"] == metrics["ratio_max"] == 1
+    assert metrics["clip_below"] == metrics["clip_above"] == metrics["skipped"] == 0
+    assert metrics["tokens"] == len(learnt)
+    assert metrics["sequences"] == len(sequences)
+    assert 0 < metrics["sampler_trainer_kl"] < 1
+    assert 0 < metrics["entropy"] <= np.log(64) + 1e-4
+    assert int(state.step) == int(state.opt_state.count) == 1
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_several_updates_take_their_ratios_to_the_policy_before_the_first(start, config, sequences):
+    config.updates.minibatches, config.updates.epochs = 2, 2
+    config.optimizer.learning_rate = 1e-2
+    update, state = start()
+    state, metrics = update(state, pack(sequences, config.updates)[0], 1.0)
+    assert int(state.opt_state.count) == 4
+    assert int(state.step) == 1
+    assert metrics["ratio_max"] > 1.001
+    assert metrics["ratio_min"] < 0.999
+
+
+def test_sft_learns(start, config, sequences):
+    config.algorithm.loss = "sft"
+    config.optimizer.learning_rate = 1e-2
+    update, state = start()
+    batches, _ = pack(sequences, config.updates)
+    losses = []
+    for _ in range(10):
+        state, metrics = update(state, batches, 1.0)
+        losses.append(metrics["loss"])
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_updates_that_are_not_finite_are_skipped_and_in_the_end_stop_the_run(start, config, sequences):
+    config.updates.max_skipped = 2
+    update, state = start()
+    batches, _ = pack(sequences, config.updates)
+    broken = [batch._replace(advantages=batch.advantages * np.float32(np.nan)) for batch in batches]
+    before = jax.tree.map(np.asarray, state.params)
+    for skipped in (1, 2):
+        state, metrics = update(state, broken, 1.0)
+        assert metrics["skipped_in_a_row"] == skipped
+        jax.tree.map(np.testing.assert_array_equal, state.params, before)
+        if skipped == 1:
+            check_finite(metrics, config)
+    with pytest.raises(NonFiniteUpdates, match="2 updates in a row"):
+        check_finite(metrics, config)
+    state, metrics = update(state, batches, 1.0)
+    assert metrics["skipped_in_a_row"] == 0
+    check_finite(metrics, config)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_follows_float32(dtype, start, model, config, sequences):
+    batches, _ = pack(sequences, config.updates)
+    norms = []
+    for changed in (model, model.replace(dtype=dtype)):
+        update, state = start(changed)
+        norms.append(update(state, batches, 1.0)[1]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_a_batch_with_nothing_to_learn_is_refused(start, config, sequences):
+    update, state = start()
+    batches, _ = pack(sequences, config.updates)
+    with pytest.raises(ValueError, match="no token to learn from"):
+        update(state, [batch._replace(mask=batch.mask * 0) for batch in batches], 1.0)
