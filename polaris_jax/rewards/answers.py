@@ -10,6 +10,7 @@ from polaris_jax.rewards.verdict import Reason
 from polaris_jax.rewards.words import plain
 
 THINK_END = "</think>"
+_INTEGER = re.compile(r"([+-]?[0-9]{1,40})(?:\.0*)?")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
@@ -46,6 +47,15 @@ def last_box(text: str) -> str | None:
                 start, stop = opened, match.start()
     truncated = max(open_braces, default=-1) > start  # the text ends within a later box
     return text[start:stop] if start >= 0 and not truncated else None
+
+
+def judge_integers(box: str, golds: list[str]) -> Reason | None:
+    """The verdict where box and ground truths are all plainly written integers, as most are; None otherwise."""
+    matches = [_INTEGER.fullmatch(text.strip()) for text in (box, *golds)]
+    if not all(matches):
+        return None
+    value, *truths = (int(match.group(1)) for match in matches if match)
+    return Reason.EQUAL if value in truths else Reason.UNEQUAL
 
 
 def alternatives(answer: object) -> list[str]:

@@ -6,8 +6,8 @@ import threading
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from polaris_jax.rewards.answers import alternatives, final_box
-from polaris_jax.rewards.process import WorkerDied, WorkerProcess, WorkerTimedOut
+from polaris_jax.rewards.answers import alternatives, final_box, judge_integers
+from polaris_jax.rewards.process import WorkerDied, WorkerNeverBegan, WorkerProcess, WorkerTimedOut
 from polaris_jax.rewards.verdict import Reason, Verdict
 
 MAX_TEXT = 20_000  # characters of a box or of all ground truths; no answer is that long
@@ -61,6 +61,7 @@ class VerifierPool:
         """
         if os.getpid() != self._owner:
             raise RuntimeError("this VerifierPool belongs to another process; make one after the fork")
+        self._refuse_if_closed()
         future: Future[Verdict] = Future()
         box = final_box(response, require_think=self._require_think)
         if isinstance(box, Reason):
@@ -70,11 +71,18 @@ class VerifierPool:
         if not golds or not box.strip() or len(box) > MAX_TEXT or sum(map(len, golds)) > MAX_TEXT:
             future.set_result(Verdict(False, Reason.UNPARSABLE))
             return future
+        reason = judge_integers(box, golds)
+        if reason is not None:
+            future.set_result(Verdict(reason is Reason.EQUAL, reason))
+            return future
         with self._lock:
-            if self._closed:
-                raise RuntimeError("submit to a closed VerifierPool")
+            self._refuse_if_closed()
             self._tasks.put(_Task(box, golds, future))
         return future
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("submit to a closed VerifierPool")
 
     def close(self, *, cancel_pending: bool = False) -> None:
         """Finish what was submitted, or cancel what no worker has begun, then end the workers."""
@@ -109,14 +117,16 @@ class VerifierPool:
 
     def _judge(self, worker: WorkerProcess, task: _Task) -> tuple[WorkerProcess, Reason]:
         """The case's reason, and the worker to use from now on."""
-        for _ in range(ATTEMPTS):
+        deaths = 0
+        while deaths < ATTEMPTS:
             try:
                 worker = self._ready(worker)
                 return worker, Reason(worker.ask([task.box, task.golds], self._timeout_s))
             except WorkerTimedOut:
                 worker.kill()
                 return self._start(), Reason.TIMED_OUT
-            except WorkerDied:
+            except WorkerDied as error:
+                deaths += not isinstance(error, WorkerNeverBegan)
                 worker.kill()
                 worker = self._start()
         return worker, Reason.WORKER_DIED

@@ -18,6 +18,10 @@ class WorkerDied(Exception):
     """The process ended, or could not be started."""
 
 
+class WorkerNeverBegan(WorkerDied):
+    """The process ended before it took up the case, which is not to blame."""
+
+
 class WorkerTimedOut(Exception):
     """No reply in time."""
 
@@ -54,7 +58,11 @@ class WorkerProcess:
         """Send a JSON value, return the JSON reply. Raises WorkerDied or WorkerTimedOut; then only kill() is left."""
         deadline = time.monotonic() + timeout_s
         body = json.dumps(request).encode()
-        self._send(HEADER.pack(len(body)) + body, deadline)
+        try:
+            self._send(HEADER.pack(len(body)) + body, deadline)
+            self._receive(deadline)
+        except WorkerDied as error:
+            raise WorkerNeverBegan from error
         return self._receive(deadline)
 
     def kill(self) -> None:

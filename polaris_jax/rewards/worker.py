@@ -1,8 +1,9 @@
 """One verifier worker: `python -m polaris_jax.rewards.worker TIMEOUT_S MEMORY_BYTES`.
 
 Speaks length-prefixed JSON on its standard input and output: the request is `[box, [ground truth, ...]]`, the reply
-a `Reason`; it announces itself with one empty reply. It bounds its own memory, gives up on a case shortly before
-the pool would kill it, and ends when its input ends, that is when the process that started it is gone.
+is an empty one when the case begins and then its `Reason`; a first empty reply says that the worker is up. It bounds
+its own memory, gives up on a case shortly before the pool would kill it, and ends when its input ends, that is when
+the process that started it is gone.
 """
 
 import json
@@ -33,6 +34,7 @@ def main(timeout_s: float, memory_bytes: int) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends a worker stuck in C code that nobody is left to kill
     _send(replies, "")
     while (request := _receive(requests)) is not None:
+        _send(replies, "")  # from here on the case may have killed this worker
         reason = _answer(request, timeout_s)
         _send(replies, reason)
         if reason is Reason.OVER_MEMORY:

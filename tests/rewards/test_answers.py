@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polaris_jax.rewards.answers import alternatives, final_box, last_box
+from polaris_jax.rewards.answers import alternatives, final_box, judge_integers, last_box
 from polaris_jax.rewards.verdict import Reason
 
 
@@ -81,3 +81,21 @@ def test_a_megabyte_of_braces_is_one_pass():
 )
 def test_ground_truths_come_as_text_numbers_lists_and_arrays(answer, texts):
     assert alternatives(answer) == texts
+
+
+@pytest.mark.parametrize(
+    ("box", "golds", "reason"),
+    [
+        ("42", ["42"], Reason.EQUAL),
+        (" 042 ", ["42.0"], Reason.EQUAL),
+        ("-1", ["2", "-1"], Reason.EQUAL),
+        ("43", ["42"], Reason.UNEQUAL),
+        ("42", ["\\frac{84}{2}"], None),
+        ("4 2", ["42"], None),
+        ("4.2", ["42"], None),
+        ("٤٢", ["42"], None),
+        ("9" * 5000, ["42"], None),
+    ],
+)
+def test_plain_integers_need_no_worker(box, golds, reason):
+    assert judge_integers(box, golds) is reason

@@ -14,7 +14,7 @@ TIMEOUT_S = 2.0
 @pytest.fixture(scope="module")
 def pool():
     with VerifierPool(2, timeout_s=TIMEOUT_S, memory_bytes=512 << 20) as pool:
-        for future in [pool.submit(boxed("1"), "1") for _ in range(8)]:
+        for future in [pool.submit(boxed("1/2"), "0.5") for _ in range(8)]:
             assert future.result().correct
         yield pool
 

@@ -36,8 +36,7 @@ def judge(box, golds):
                 while True: pass
             except BaseException: pass
     if box == "eat":
-        blocks = []
-        while True: blocks.append(bytearray(1 << 24))
+        bytearray(1 << 30)
     if box == "die":
         import os; os._exit(1)
     return worker.Reason.EQUAL if box in golds else worker.Reason.UNEQUAL
@@ -50,8 +49,8 @@ worker.main(float(sys.argv[1]), int(sys.argv[2]))
 def misbehaving(monkeypatch):
     """A pool of one worker that sleeps, hangs, swallows, eats memory or dies where the box says so."""
     monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", STAND_IN))
-    with VerifierPool(1, timeout_s=0.6, memory_bytes=256 << 20) as made:
-        assert made.submit(boxed("1"), "1").result().correct
+    with VerifierPool(1, timeout_s=1.0, memory_bytes=256 << 20) as made:
+        assert made.submit(boxed("up"), "up").result().correct
         yield made
 
 
@@ -67,17 +66,17 @@ def misbehaving(monkeypatch):
 )
 def test_a_bad_case_gets_its_reason_and_harms_no_other(misbehaving, box, reason):
     bad = misbehaving.submit(boxed(box), "1")
-    behind = [misbehaving.submit(boxed(str(k)), str(k)) for k in range(5)]
+    behind = [misbehaving.submit(boxed(f"x{k}"), f"x{k}") for k in range(5)]
     assert bad.result() == Verdict(False, reason)
     assert all(future.result() == Verdict(True, Reason.EQUAL) for future in behind)
 
 
 def test_timeout_is_hard(misbehaving):
     for box in ("hang", "swallow"):
-        misbehaving.submit(boxed("1"), "1").result()
+        misbehaving.submit(boxed("up"), "up").result()
         started = time.monotonic()
         misbehaving.submit(boxed(box), "1").result()
-        assert time.monotonic() - started < 0.6 + 2.0  # what a busy machine takes to kill and to answer
+        assert time.monotonic() - started < 1.0 + 2.0  # what a busy machine takes to kill and to answer
 
 
 def test_a_case_that_kills_its_worker_is_tried_twice(misbehaving, monkeypatch):
@@ -121,12 +120,14 @@ def test_models_that_do_not_think():
 
 
 def test_workers_killed_at_random_lose_and_change_nothing():
-    cases = [(boxed(str(k)), str(k if k % 3 else k + 1), bool(k % 3)) for k in range(1000)]
+    cases = [(boxed(f"\\frac{{{2 * k}}}{{2}}"), str(k if k % 3 else k + 1), bool(k % 3)) for k in range(1000)]
     rng = random.Random(1)
-    stop = threading.Event()
+    stop, done = threading.Event(), threading.Semaphore(0)
 
     def kill_at_random():
-        while not stop.wait(0.15):
+        while not stop.is_set():
+            for _ in range(rng.randrange(20, 60)):  # so that the pace does not depend on the machine's
+                done.acquire()
             victims = children()
             if victims:
                 os.kill(rng.choice(victims), signal.SIGKILL)
@@ -137,7 +138,7 @@ def test_workers_killed_at_random_lose_and_change_nothing():
         futures = []
         for response, answer, _ in cases:
             futures.append(made.submit(response, answer))
-            time.sleep(0.002)
+            futures[-1].add_done_callback(lambda _: done.release())
         verdicts = [future.result(timeout=300) for future in futures]
         stop.set()
         killer.join()
@@ -161,7 +162,7 @@ def is_worker_of(path, parent):
 def test_sixteen_threads_verify_at_once():
     def check(k):
         assert threading.current_thread() is not threading.main_thread()
-        return [verify(boxed(f"{j}"), k) == (j == k) for j in range(10)]
+        return [verify(boxed(f"{j}.0/1"), k) == (j == k) for j in range(10)]
 
     with ThreadPoolExecutor(16) as threads:
         assert all(all(result) for result in threads.map(check, range(16)))
@@ -218,7 +219,7 @@ def test_code_from_standard_input_as_in_a_notebook():
 def test_a_module_of_the_users_directory_does_not_shadow_ours(tmp_path):
     (tmp_path / "fractions.py").write_text("raise SystemExit('shadowed')")
     code = "import os, sys; sys.path = [p for p in sys.path if p]; from polaris_jax.rewards import verify\n"
-    code += f"os.chdir({str(tmp_path)!r}); print(verify('</think>\\\\boxed{{1}}', 1))"
+    code += f"os.chdir({str(tmp_path)!r}); print(verify('</think>\\\\boxed{{1/2}}', 0.5))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=240)
     assert done.stdout.strip() == "True", done.stderr
 
@@ -232,7 +233,7 @@ def test_workers_do_not_import_jax_numpy_or_sympy():
 def test_workers_die_with_their_parent():
     code = (
         "from polaris_jax.rewards import VerifierPool; import time\n"
-        "pool = VerifierPool(2); pool.submit('</think>\\\\boxed{1}', 1).result()\n"
+        "pool = VerifierPool(2); pool.submit('</think>\\\\boxed{1/2}', 0.5).result()\n"
         "print('up', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
@@ -257,8 +258,8 @@ def running(pid):
 def test_a_forked_child_makes_its_own_pool():
     code = (
         "import os; from polaris_jax.rewards import verify\n"
-        "response = '</think>\\\\boxed{1}'; assert verify(response, 1); pid = os.fork()\n"
-        "if not pid: os._exit(0 if verify(response, 1) else 1)\n"
+        "response = '</think>\\\\boxed{1/2}'; assert verify(response, 0.5); pid = os.fork()\n"
+        "if not pid: os._exit(0 if verify(response, 0.5) else 1)\n"
         "print(os.waitpid(pid, 0)[1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
