@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def params():
-    return nn.unbox(init_params(MODEL, jax.random.key(0)))
+    return jax.jit(lambda key: nn.unbox(init_params(MODEL, key)))(jax.random.key(0))
 
 
 @pytest.fixture

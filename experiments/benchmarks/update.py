@@ -1,0 +1,166 @@
+"""One GRPO update against torch and transformers doing it as TRL does: one JSON line a workload.
+
+Tokens are useful tokens (prompt and response, no padding) of the batch. Both sides use the threads the process may
+use, are warm, and take turns; the figure is the median of the rounds.
+"""
+
+import gc
+import json
+import os
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from absl import app, flags
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from configs.base import get_config
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.rl.flops import matmul_peak, update_flops
+from polaris_jax.rl.packing import Sequence, pack
+from polaris_jax.rl.update import make_update
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training.state import init_state
+
+flags.DEFINE_integer("rounds", 3, "Updates timed on each side.")
+flags.DEFINE_multi_enum("workload", ["fixed", "ragged"], ["fixed", "ragged"], "Which to run.")
+FLAGS = flags.FLAGS
+
+MODEL = ModelConfig(4096, 256, 768, 4, 8, 4, 32, dtype="float32")
+PROMPT, SEQUENCES, PEER_ROWS = 64, 64, 16  # PEER_ROWS: rows of one micro-batch of the peer, which pads to the longest
+CLIP = (0.2, 0.28)
+
+
+def response_lengths(workload):
+    """Tokens of each response: 256, or lognormal with a mean of about a quarter of the longest, 512."""
+    if workload == "fixed":
+        return np.full(SEQUENCES, 256)
+    lengths = np.random.default_rng(0).lognormal(4.5, 0.8, SEQUENCES).astype(int)
+    lengths = np.clip(lengths, 8, 512)
+    lengths[0] = 512
+    return lengths
+
+
+def make_sequences(lengths):
+    """Random tokens, advantages and log-probs."""
+    rng = np.random.default_rng(1)
+    made = []
+    for length in lengths:
+        tokens = rng.integers(0, MODEL.vocab_size, PROMPT + length).astype(np.int32)
+        mask = np.r_[np.zeros(PROMPT), np.ones(length)].astype(np.float32)
+        made.append(Sequence(tokens, mask, float(rng.normal()), np.full(len(tokens), -8.3, np.float32)))
+    return made
+
+
+def make_ours(sequences, row_length):
+    """A function that packs and makes one update; the packing is part of what is timed."""
+    config = get_config()
+    config.updates.row_lengths, config.updates.rows = (row_length,), 16
+    mesh = make_mesh({}, jax.devices()[:1])
+    update = make_update(MODEL, config, mesh)
+    state = init_state(MODEL, config, mesh)
+
+    def run():
+        nonlocal state
+        batches, packing = pack(sequences, config.updates)
+        state, metrics = update(state, batches, 1.0)
+        return metrics | packing | {"flops": update_flops(MODEL, batches)}
+
+    return run
+
+
+def make_peer(sequences, old_pass):
+    """TRL's update: padded micro-batches, logits of the response only, log-probs, clipped loss, AdamW.
+
+    old_pass: first compute the old log-probs without a gradient.
+    """
+    config = Qwen3Config(
+        vocab_size=MODEL.vocab_size, hidden_size=MODEL.hidden_size, intermediate_size=MODEL.intermediate_size,
+        num_hidden_layers=MODEL.num_hidden_layers, num_attention_heads=MODEL.num_attention_heads,
+        num_key_value_heads=MODEL.num_key_value_heads, head_dim=MODEL.head_dim, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.01)
+    longest = max(len(s.tokens) for s in sequences) - PROMPT
+    count = sum(len(s.tokens) - PROMPT for s in sequences)
+
+    def micro_batches():
+        for i in range(0, len(sequences), PEER_ROWS):
+            chunk = sequences[i : i + PEER_ROWS]
+            tokens = torch.zeros(len(chunk), PROMPT + longest, dtype=torch.long)
+            mask = torch.zeros(len(chunk), PROMPT + longest)
+            for row, s in enumerate(chunk):
+                tokens[row, : len(s.tokens)], mask[row, : len(s.tokens)] = torch.tensor(s.tokens).long(), 1.0
+            yield tokens, mask, torch.tensor([s.advantage for s in chunk])[:, None]
+
+    def logprobs(tokens, mask):
+        logits = model(tokens, attention_mask=mask.long(), logits_to_keep=longest + 1).logits[:, :-1]
+        chosen = logits.gather(2, tokens[:, PROMPT:, None])[..., 0]
+        return chosen - torch.logsumexp(logits, dim=-1)
+
+    def run():
+        olds = []
+        if old_pass:
+            with torch.no_grad():
+                olds = [logprobs(tokens, mask) for tokens, mask, _ in micro_batches()]
+        for i, (tokens, mask, advantages) in enumerate(micro_batches()):
+            logp = logprobs(tokens, mask)
+            ratio = torch.exp(logp - (olds[i] if old_pass else logp.detach()))
+            objective = torch.minimum(ratio * advantages, torch.clamp(ratio, 1 - CLIP[0], 1 + CLIP[1]) * advantages)
+            (-(objective * mask[:, PROMPT:]).sum() / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def peak_growth_mib(run):
+    """Largest resident memory during a run, over that before it, in MiB; sampled every 2 ms."""
+    page, done, sizes = os.sysconf("SC_PAGESIZE"), threading.Event(), []
+
+    def watch():
+        while not done.wait(0.002):
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return (max(sizes) - sizes[0]) / 2**20
+
+
+def main(_):
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    for workload in FLAGS.workload:
+        sequences = make_sequences(response_lengths(workload))
+        useful = sum(len(s.tokens) for s in sequences)
+        ours = make_ours(sequences, 320 if workload == "fixed" else 640)
+        sides = {"ours": ours, "peer": make_peer(sequences, False), "peer_with_old_pass": make_peer(sequences, True)}
+        for run in sides.values():  # compiles, and makes the optimizers' state
+            run()
+        gc.collect()
+        memory = {name: peak_growth_mib(run) for name, run in sides.items() if name != "peer_with_old_pass"}
+        seconds, metrics = {name: [] for name in sides}, {}
+        for _ in range(FLAGS.rounds):
+            for name, run in sides.items():
+                start = time.perf_counter()
+                result = run()
+                seconds[name].append(time.perf_counter() - start)
+                speed = {name: round(useful / statistics.median(values), 1) for name, values in seconds.items()}
+        flops = metrics["flops"] / statistics.median(seconds["ours"])
+        line = {"workload": workload, **speed, "ratio": round(speed["ours"] / speed["peer"], 3)}
+        line |= {"packing_efficiency": round(metrics["packing_efficiency"], 3)}
+        line |= {"peak_gflops": round(matmul_peak("float32") / 1e9, 1)}
+        line |= {"peak_share": round(flops / matmul_peak("float32"), 3)}
+        line |= {f"memory_{name}_mib": round(value) for name, value in memory.items()}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
