@@ -152,7 +152,8 @@ def main(_):
                 start = time.perf_counter()
                 result = run()
                 seconds[name].append(time.perf_counter() - start)
-                speed = {name: round(useful / statistics.median(values), 1) for name, values in seconds.items()}
+                metrics = result or metrics
+        speed = {name: round(useful / statistics.median(values), 1) for name, values in seconds.items()}
         flops = metrics["flops"] / statistics.median(seconds["ours"])
         line = {"workload": workload, **speed, "ratio": round(speed["ours"] / speed["peer"], 3)}
         line |= {"packing_efficiency": round(metrics["packing_efficiency"], 3)}
