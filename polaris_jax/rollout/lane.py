@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.kv_pages import NULL_PAGE, PagePool, pages_for
-from polaris_jax.rollout.sampling import Drawn, Sampling
+from polaris_jax.rollout.records import Response
+from polaris_jax.rollout.sampling import Sampling
 from polaris_jax.rollout.scheduler import Prefill, Scheduler
 from polaris_jax.rollout.scheduler import Sequence as Scheduled
 
@@ -25,31 +26,13 @@ PREFILL_TOKENS = 4096  # rows x chunk of one call
 COPIES = 16  # pages in one call
 
 
-@dataclass(eq=False)
-class Response:
-    """A response on its way. parts: what the device calls gave, fields [tokens, ...] each."""
-
-    prompt_index: int
-    sample: int
-    key: np.ndarray
-    prompt: np.ndarray
-    parts: list[Drawn] = field(default_factory=list)
-    finish_reason: str = ""
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """int32 [response]."""
-        return np.concatenate([part.tokens for part in self.parts]) if self.parts else np.zeros(0, np.int32)
-
-    @property
-    def newest(self) -> int:
-        """The token the next decoding step reads."""
-        return int(self.parts[-1].tokens[-1] if self.parts else self.prompt[-1])
-
-
 @dataclass
 class Counters:
-    """Of one generate call. Seconds by what the host waited for; row_steps: rows x steps decoded, padding included."""
+    """Of one generate call. Seconds by what the host waited for.
+
+    row_steps: rows x steps decoded, padding included. slot_steps: slots that could have been busy (at most as many as
+    there were unfinished sequences) x steps.
+    """
 
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -57,6 +40,7 @@ class Counters:
     prefilled: int = 0
     sampled: int = 0
     row_steps: int = 0
+    slot_steps: int = 0
     calls: int = 0
     preempted: int = 0
 
@@ -64,8 +48,8 @@ class Counters:
 class Programs:
     """The jitted programs, shared by the lanes. traced: how often one was traced, and so compiled, so far."""
 
-    def __init__(self, model: ModelConfig, steps: int, gather_once: bool):
-        self.model, self.steps, self.gather_once = model, steps, gather_once
+    def __init__(self, model: ModelConfig, steps: int, roomy: bool):
+        self.model, self.steps, self.roomy = model, steps, roomy
         self.traced = 0
         self.prefill = jax.jit(self._counted(programs.prefill), static_argnums=0, donate_argnums=2)
         self.copy = jax.jit(self._counted(programs.copy_pages), donate_argnums=0)
@@ -142,6 +126,8 @@ class Lane:
         self.counters.calls += 1
         self.counters.sampled += int(counts.sum())
         self.counters.row_steps += int(counts.max()) * len(counts)
+        unfinished = len(running) + self.scheduler.waiting
+        self.counters.slot_steps += int(counts.max()) * min(self.scheduler.slots, unfinished)
         finished = []
         for row, scheduled in enumerate(running):
             response, count = self.responses[scheduled], int(counts[row])
@@ -202,7 +188,7 @@ class Lane:
         rows = programs.Rows(tokens, cached, produced, limits, keys, table, write)
         patience = np.int32(len(running) // 16)
         self._pages, decoded = self.run.decode(
-            self.run.model, self._static, self.run.steps, self.run.gather_once, self.params, self._pages, rows,
+            self.run.model, self._static, self.run.steps, self.run.roomy, self.params, self._pages, rows,
             *self._numbers, patience,
         )  # fmt: skip
         self._in_flight = running, decoded
@@ -225,8 +211,8 @@ def bucket(n: int) -> int:
 
 
 def row_buckets(slots: int) -> list[int]:
-    """The slots, half of them, a quarter, ... down to 8, smallest first."""
+    """The slots, a quarter of them, and so on down to at most 16, smallest first: few programs to compile."""
     sizes = [slots]
-    while sizes[-1] > 8:
-        sizes.append(-(-sizes[-1] // 2))
+    while sizes[-1] > 16:
+        sizes.append(-(-sizes[-1] // 4))
     return sizes[::-1]

@@ -87,8 +87,8 @@ def draw(logits_BV: jax.Array, keys_B2: jax.Array, positions_B: jax.Array) -> tu
     randomness is threefry keyed by fold_in(key, position) and nothing else.
 
     Gumbel-max in two steps, so that a draw costs about 2 sqrt(V) Gumbels in place of V: the vocabulary is cut into
-    blocks of b tokens; argmax(logsumexp of the block + Gumbel) picks a block with its probability, argmax(logit + Gumbel)
-    within it a token with its conditional probability.
+    blocks of b tokens; argmax(logsumexp of the block + Gumbel) picks a block with its probability, argmax(logit +
+    Gumbel) within it a token with its conditional probability.
     """
     B, V = logits_BV.shape
     b = 1 << math.ceil(math.log2(V) / 2)

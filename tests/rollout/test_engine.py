@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.rollout import RolloutEngine, Sampling
 from tests.rollout.conftest import obvious, random_prompts, rollout_config
 
-SAMPLED = Sampling(max_response_tokens=40, stop_ids=(3, 7))
-PROMPTS = random_prompts(4)
-LIMITS = np.random.default_rng(1).integers(1, 41, (4, 3))
+SAMPLED = Sampling(max_response_tokens=24, stop_ids=(3, 7))
+PROMPTS = random_prompts(4, longest=24)
+LIMITS = np.random.default_rng(1).integers(1, 25, (4, 3))
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +38,19 @@ def expected(model, params):
     return responses
 
 
+@pytest.fixture(scope="session")
+def engine(model, mesh):
+    """Shared, so that what it compiled is used again."""
+    return RolloutEngine(model, mesh, rollout_config())
+
+
+def generate(engine, params, sampling=SAMPLED, **more):
+    return list(engine.generate(params, PROMPTS, 3, sampling, 5, limits=LIMITS, **more))
+
+
 def check(rollouts, expected):
-    assert {(r.problem_id, r.sample) for r in rollouts} == set(expected)
     assert len(rollouts) == len(expected)
+    assert {(r.problem_id, r.sample) for r in rollouts} == set(expected)
     for r in rollouts:
         tokens, logprobs, reason = expected[r.problem_id, r.sample]
         assert r.tokens.tolist() == tokens
@@ -40,10 +58,135 @@ def check(rollouts, expected):
         np.testing.assert_allclose(r.logprobs, logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("slots", [1, 3, 16])
-@pytest.mark.parametrize("page_size", [8, 64])
-@pytest.mark.parametrize("share", [True, False])
-def test_equals_the_obvious_sampler(model, mesh, params, expected, slots, page_size, share):
-    engine = RolloutEngine(model, mesh, rollout_config(slots=slots, page_size=page_size), share_prefix=share)
-    rollouts = list(engine.generate(params, PROMPTS, 3, SAMPLED, 5, limits=LIMITS))
-    check(rollouts, expected(SAMPLED))
+@pytest.mark.parametrize("page_size", [8, pytest.param(64, marks=slow)])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=slow), 3, pytest.param(16, marks=slow)])
+def test_equals_the_obvious_sampler(model, mesh, engine, params, expected, slots, page_size, monkeypatch):
+    if (slots, page_size) != (engine.config.slots, engine.config.page_size):
+        engine = RolloutEngine(model, mesh, rollout_config(slots=slots, page_size=page_size))
+    check(generate(engine, params), expected(SAMPLED))
+    monkeypatch.setattr(engine, "share_prefix", False)
+    check(generate(engine, params), expected(SAMPLED))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(temperature=0.0),
+        pytest.param(dict(temperature=1.4, top_k=20, top_p=0.9), marks=slow),
+        pytest.param(dict(prefix=(5, 3, 9)), marks=slow),
+    ],
+    ids=str,
+)
+def test_every_kind_of_sampling_equals_the_obvious_sampler(engine, params, expected, change):
+    sampling = dataclasses.replace(SAMPLED, **change)
+    limits = np.maximum(LIMITS, len(sampling.prefix) + 1)
+    rollouts = list(engine.generate(params, PROMPTS, 3, sampling, 5, limits=limits))
+    if not sampling.prefix:
+        check(rollouts, expected(sampling))
+    for r in rollouts:
+        assert r.tokens[: len(sampling.prefix)].tolist() == list(sampling.prefix)
+
+
+def test_a_pool_so_small_that_sequences_are_preempted(engine, params, expected, monkeypatch):
+    monkeypatch.setattr(engine, "_pool_pages", lambda: 9)  # the longest sequence takes 6 of its 8 pages
+    check(generate(engine, params), expected(SAMPLED))
+    assert engine.metrics["preempted"] >= 1
+
+
+@slow
+def test_reading_pages_in_each_step_gives_the_same_tokens(model, mesh, params, expected):
+    engine = RolloutEngine(model, mesh, rollout_config())
+    engine._programs.roomy = False
+    check(generate(engine, params), expected(SAMPLED))
+
+
+def test_nothing_compiles_after_warm_up(engine, params):
+    generate(engine, params)
+    generate(engine, jax.tree.map(lambda x: x * 1.01, params))
+    assert engine.metrics["compilations"] == 0
+
+
+def test_logprobs_equal_the_trainers(engine, model, params):
+    """Law 1. The trainer's forward pass: whole sequences, no cache."""
+    sampling = dataclasses.replace(SAMPLED, temperature=1.3, untempered=True, alternatives=3)
+    for r in generate(engine, params, sampling):
+        tokens = np.concatenate([r.prompt_tokens, r.tokens])[None]
+        spot = np.arange(tokens.shape[1])[None]
+        hidden, _ = jax.jit(Transformer(model).apply)({"params": params}, tokens, spot, np.ones_like(spot))
+        logits = unembed(hidden[0, len(r.prompt_tokens) - 1 : -1], unembedding(params, model))
+        tempered, raw = jax.nn.log_softmax(logits / 1.3), jax.nn.log_softmax(logits)
+        index = np.arange(len(r.tokens)), r.tokens
+        np.testing.assert_allclose(r.logprobs, tempered[index], atol=1e-4)
+        np.testing.assert_allclose(r.untempered_logprobs, raw[index], atol=1e-4)
+        np.testing.assert_allclose(r.alternative_logprobs, jax.lax.top_k(tempered, 3)[0], atol=1e-4)
+        assert r.alternative_ids.shape == (len(r.tokens), 3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=slow)])
+def test_half_precision_stays_near_the_trainer(model, mesh, params, dtype):
+    """The mean |difference| of log-probs, that of a step's metrics; the target is 1e-3."""
+    model = model.replace(dtype=dtype)
+    params = params | {"embedding": params["embedding"] / 15}
+    engine = RolloutEngine(model, mesh, rollout_config(page_size=64))
+    differences = []
+    for r in generate(engine, params):
+        tokens = jnp.asarray(np.concatenate([r.prompt_tokens, r.tokens]))[None]
+        spot = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = Transformer(model).apply({"params": params}, tokens, spot, jnp.ones_like(spot))
+        logits = unembed(hidden[0, len(r.prompt_tokens) - 1 : -1], unembedding(params, model))
+        differences.append(np.abs(r.logprobs - jax.nn.log_softmax(logits)[np.arange(len(r.tokens)), r.tokens]))
+    mean = np.concatenate(differences).mean()
+    print(f"{dtype}: mean |difference| of log-probs {mean:.2e}")
+    assert mean < 1e-3
+
+
+def test_a_long_prompt_is_prefilled_in_chunks(model, mesh, params, monkeypatch):
+    from polaris_jax.rollout import lane
+
+    monkeypatch.setattr(lane, "PREFILL_CHUNKS", (16,))
+    engine = RolloutEngine(model, mesh, rollout_config(page_size=16))
+    prompts = random_prompts(3, seed=2, longest=100)
+    sampling = Sampling(max_response_tokens=6)
+    got = list(engine.generate(params, prompts, 1, sampling, 9))
+    check(got, {(p.id, 0): obvious(model, params, p, 0, sampling, 9, 6) for p in prompts})
+
+
+def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch):
+    """SIGINT in the middle of a device call takes effect after its finished rollouts were yielded."""
+    seen, reports, calls = [], [], []
+    start = engine._programs.decode
+
+    def interrupted(*args):
+        calls.append(0)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return start(*args)
+
+    def collect():
+        for rollout in engine.generate(params, PROMPTS, 3, SAMPLED, 5, limits=LIMITS, progress=reports.append):
+            seen.append(rollout)
+
+    monkeypatch.setattr(engine._programs, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect()
+    assert len(calls) == 3
+    assert len(seen) == reports[-1].finished == engine.metrics["finished"] < 12
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_stop_ends_after_the_present_call(engine, params):
+    rollouts = []
+    for rollout in engine.generate(params, PROMPTS, 3, SAMPLED, 5, limits=LIMITS):
+        rollouts.append(rollout)
+        engine.stop()
+    assert 0 < len(rollouts) < 12
+
+
+def test_what_cannot_fit_is_refused_in_words(model, mesh, engine, params):
+    with pytest.raises(ValueError, match=r"max_response_tokens=40 take 5 pages of .* MiB, rollout.cache_gib=1e-05 has"):
+        RolloutEngine(model, mesh, rollout_config(cache_gib=1e-5))
+    with pytest.raises(ValueError, match=r"sampling needs .* GiB a device, which has"):
+        RolloutEngine(model, mesh, rollout_config(slots=10**9))
+    small = RolloutEngine(model, mesh, rollout_config(cache_gib=5e-5))
+    with pytest.raises(ValueError, match=r"prompt \+ response of .* tokens take .* pages of 8, the pool has"):
+        next(small.generate(params, PROMPTS, 1, Sampling(max_response_tokens=200), 0))
