@@ -1,7 +1,7 @@
 """Run by the tests: prints the largest relative error of the gradient on each mesh against one device.
 
-    mesh_gradients.py                                 8 simulated devices of one process
-    mesh_gradients.py ADDRESS PROCESS PROCESSES       one of several processes with 2 devices each
+mesh_gradients.py                                 8 simulated devices of one process
+mesh_gradients.py ADDRESS PROCESS PROCESSES       one of several processes with 2 devices each
 """
 
 import json

@@ -53,7 +53,9 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter_and_no_moment(bad, o
         after, later, metrics = step(params, broken, state)
         assert metrics["skipped"] == 1
         jax.tree.map(np.testing.assert_array_equal, after, params)
-        jax.tree.map(np.testing.assert_array_equal, (later.mu, later.nu, later.count), (state.mu, state.nu, state.count))
+        jax.tree.map(
+            np.testing.assert_array_equal, (later.mu, later.nu, later.count), (state.mu, state.nu, state.count)
+        )
         assert later.skipped == later.skipped_in_a_row == skipped
         params, state = after, later
     _, state, _ = step(params, grads, state)
