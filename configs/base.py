@@ -1,4 +1,4 @@
-"""Every key there is, with its default. Other configs change what they need; `--config.rollout.samples=16` overrides."""
+"""Every key there is, with its default. Other configs change what they need; `--config.KEY=VALUE` overrides."""
 
 from ml_collections import ConfigDict
 
@@ -85,6 +85,7 @@ def get_config() -> ConfigDict:
     c.sft.data = ""  # jsonl, parquet or hub dataset with `messages`; "arithmetic" for the demo's traces
     c.sft.steps = 1000
     c.sft.batch_size = 64  # conversations per optimizer update
+    c.sft.shuffle = True  # False: in the data's order
     c.sft.learning_rate = 1e-5
     c.sft.schedule = "cosine"
     c.sft.warmup_steps = 50

@@ -23,7 +23,6 @@ def compilation_cache(tmp_path_factory):
 def tiny_config(monkeypatch):
     """A function from overrides to the tiny config, made smaller still: 4 prompts x 4 samples of at most 24 tokens."""
     monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_PROBLEMS", 64)
-    monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_CONVERSATIONS", 64)
 
     def make(**overrides):
         smaller = {

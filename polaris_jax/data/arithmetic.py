@@ -123,26 +123,26 @@ def conversations(
     suffix: str,
     seed: int = 0,
     *,
-    careful: float = 0.3,
-    practice: float = 0.6,
-    operations: tuple[int, int] = (2, 7),
+    mixed: float = 0.2,
+    careful: float = 0.25,
+    practice: float = 0.5,
 ) -> list[list[dict[str, str]]]:
-    """SFT conversations on training chains, as lists of {role, content}.
+    """SFT conversations on training chains, as lists of {role, content}, in the order to learn them.
 
-    careful: share of the answered questions in the careful style; the others are hasty.
-    practice: share that is a careful trace without its question. These are short, so the arithmetic is learnt cheaply,
-    and do not bind the style to the question.
+    mixed: share at the end whose styles are mixed at random, careful with probability `careful`, else hasty; all before
+        is careful. Folded lines that come earlier keep a tiny model from learning the arithmetic.
+    practice: share of the careful ones that is a trace without its question, which teaches arithmetic cheaply.
     """
     rng = Random(f"styles {seed}")
     rows = []
-    for chain in islice(chains("train", seed), count):
+    for i, chain in enumerate(islice(chains("train", seed), count)):
         steps = len(chain.operations)
-        if rng.random() < practice:
-            rows.append([{"role": "assistant", "content": chain.trace((1,) * steps)}])
-            continue
-        lines = (1,) * steps if rng.random() < careful else hasty_lines(rng, steps)
-        user = {"role": "user", "content": f"{chain.question} {suffix}"}
-        rows.append([user, {"role": "assistant", "content": chain.trace(lines)}])
+        folded = i >= count * (1 - mixed) and rng.random() >= careful
+        trace = chain.trace(hasty_lines(rng, steps) if folded else (1,) * steps)
+        asked = [{"role": "user", "content": f"{chain.question} {suffix}"}]
+        if not folded and rng.random() < practice:
+            asked = []
+        rows.append([*asked, {"role": "assistant", "content": trace}])
     return rows
 
 

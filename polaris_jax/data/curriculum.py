@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
-from polaris_jax.types import Group, Problem
+from polaris_jax.types import Group
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,21 @@ class Curriculum:
 
 
 def draw(
-    curriculum: Curriculum, problems: Sequence[Problem], count: int, seed: int
-) -> tuple[list[Problem], Curriculum]:
-    """The next `count` distinct problems and the curriculum behind them.
+    curriculum: Curriculum, problems: Sequence[T], count: int, seed: int, *, shuffle: bool = True
+) -> tuple[list[T], Curriculum]:
+    """The next `count` distinct problems (or conversations) and the curriculum behind them.
 
-    An epoch's last problems that do not fill a batch are left out; the next epoch has another order.
+    An epoch's last problems that do not fill a batch are left out; the next epoch has another order,
+    or the same, that of `problems`, without `shuffle`.
     Raises ValueError when there are fewer than `count` problems.
     """
     if count > len(problems):
         raise ValueError(f"a step needs {count} problems, there are {len(problems)}")
     if curriculum.position + count > len(problems):
         curriculum = replace(curriculum, epoch=curriculum.epoch + 1, position=0)
-    order = np.random.default_rng([seed, curriculum.epoch]).permutation(len(problems))
+    order = np.arange(len(problems))
+    if shuffle:
+        order = np.random.default_rng([seed, curriculum.epoch]).permutation(order)
     chosen = order[curriculum.position : curriculum.position + count]
     return [problems[i] for i in chosen], replace(curriculum, position=curriculum.position + count)
 

@@ -24,9 +24,9 @@ from polaris_jax.training.state import init_state
 def run(config: ConfigDict, workdir: str | Path) -> History:
     """Fine-tunes on `config.sft.data`, or goes on where the run in `workdir` stopped.
 
-    Each update takes the next `config.sft.batch_size` conversations of a seeded order and learns the assistant's
-    tokens. Returns the metrics of every step. Raises UserError, before anything is compiled, where config, data, model
-    and workdir do not fit together.
+    Each update takes the next `config.sft.batch_size` conversations, of a seeded order or of the file's, and learns the
+    assistant's tokens. Returns the metrics of every step. Raises UserError, before anything is compiled, where config,
+    data, model and workdir do not fit together.
     """
     configs.check(config)
     config = _as_sft(config)
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     with MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log:
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
-            batch, place = draw(place, conversations, batch_size, config.seed)
+            batch, place = draw(place, conversations, batch_size, config.seed, shuffle=config.sft.shuffle)
             batches, packing = pack([Sequence(tokens, mask) for tokens, mask in batch], config.updates)
             state, metrics = update(state, batches, 1.0)
             seconds = time.perf_counter() - began

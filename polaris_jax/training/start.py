@@ -19,7 +19,7 @@ from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Problem
 
-ARITHMETIC_PROBLEMS, ARITHMETIC_CONVERSATIONS = 4096, 16_384  # of the endless supply
+ARITHMETIC_PROBLEMS = 4096  # of the endless supply
 
 
 def enable_compilation_cache(directory: str | Path) -> None:
@@ -66,7 +66,7 @@ def load_train_problems(config: ConfigDict) -> list[Problem]:
 def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:
     """The conversations of `config.sft.data`."""
     if config.sft.data == "arithmetic":
-        return arithmetic.conversations(ARITHMETIC_CONVERSATIONS, config.data.suffix, config.seed)
+        return arithmetic.conversations(config.sft.steps * config.sft.batch_size, config.data.suffix, config.seed)
     if not config.sft.data:
         raise UserError("config.sft.data: empty; name a parquet or jsonl file, a directory or a hub dataset")
     return chat_rows(config.sft.data)

@@ -48,14 +48,23 @@ def test_splits_do_not_overlap_whatever_the_seed():
 
 def test_sft_never_sees_a_held_out_question():
     test = {p.question for p in arithmetic.problems("test", 500, SUFFIX)}
-    rows = arithmetic.conversations(2000, SUFFIX, careful=0.5, practice=0.5)
+    rows = arithmetic.conversations(2000, SUFFIX)
     assert not test & {message["content"] for row in rows for message in row}
+
+
+def test_only_the_end_of_the_conversations_is_hasty():
+    rows = arithmetic.conversations(1000, SUFFIX, mixed=0.3)
+    hasty = [
+        len(re.findall(r" on ", row[-1]["content"])) < len(re.findall(r"[+\-*]\d", row[-1]["content"])) for row in rows
+    ]
+    assert not any(hasty[:700])
+    assert any(hasty[700:])
 
 
 def test_every_trace_boxes_its_answer():
     for problem, row in zip(
         arithmetic.problems("train", 200, SUFFIX),
-        arithmetic.conversations(200, SUFFIX, seed=0, careful=0.5, practice=0.0),
+        arithmetic.conversations(200, SUFFIX, mixed=0.5, practice=0.0),
         strict=True,
     ):
         assert row[0]["content"] == problem.question
@@ -70,7 +79,7 @@ def test_hasty_lines_cover_all_operations(operations, seed):
 
 
 def test_tokenizer_decodes_to_the_exact_text(tokenizer):
-    for row in arithmetic.conversations(200, SUFFIX, careful=0.3, practice=0.3):
+    for row in arithmetic.conversations(200, SUFFIX, mixed=0.5):
         text = tokenizer.apply_chat_template(row, tokenize=False)
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
@@ -84,7 +93,7 @@ def test_a_number_is_the_same_token_everywhere(tokenizer):
 
 
 def test_conversations_are_written_as_jsonl(tmp_path):
-    rows = arithmetic.conversations(5, SUFFIX, careful=0.5, practice=0.0)
+    rows = arithmetic.conversations(5, SUFFIX)
     arithmetic.write_conversations(tmp_path / "a" / "sft.jsonl", rows)
     lines = (tmp_path / "a" / "sft.jsonl").read_text().splitlines()
     assert [json.loads(line)["messages"] for line in lines] == rows
