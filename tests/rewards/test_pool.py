@@ -126,7 +126,7 @@ def test_workers_killed_at_random_lose_and_change_nothing():
 
     def kill_at_random():
         while not stop.is_set():
-            for _ in range(rng.randrange(20, 60)):  # so that the pace does not depend on the machine's
+            for _ in range(rng.randrange(40, 100)):  # so that the pace does not depend on the machine's
                 done.acquire()
             victims = children()
             if victims:
