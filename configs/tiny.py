@@ -24,14 +24,14 @@ def get_config():
     c.updates.row_lengths = (256,)
     c.updates.rows = 4
 
-    c.optimizer.learning_rate = 3e-4
+    c.optimizer.learning_rate = 1.5e-4
     c.optimizer.betas = (0.9, 0.98)
 
-    c.training.steps = 100
-    c.training.checkpoint_every = 50
+    c.training.steps = 50
+    c.training.checkpoint_every = 25
 
     c.sft.data = "arithmetic"
-    c.sft.steps = 1400
+    c.sft.steps = 2100
     c.sft.batch_size = 12
     c.sft.shuffle = False  # careful traces first, mixed styles last
     c.sft.learning_rate = 3e-3

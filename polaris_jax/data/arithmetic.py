@@ -123,7 +123,7 @@ def conversations(
     suffix: str,
     seed: int = 0,
     *,
-    mixed: float = 0.2,
+    mixed: float = 0.15,
     careful: float = 0.25,
     practice: float = 0.5,
 ) -> list[list[dict[str, str]]]:

@@ -93,12 +93,11 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     return update
 
 
-def check_finite(metrics: dict[str, float], config: ConfigDict) -> None:
+def check_finite(skipped_in_a_row: float, config: ConfigDict) -> None:
     """Raises NonFiniteUpdates when `config.updates.max_skipped` updates in a row were skipped; save the state first."""
-    skipped = int(metrics["skipped_in_a_row"])
-    if skipped >= config.updates.max_skipped:
+    if skipped_in_a_row >= config.updates.max_skipped:
         raise NonFiniteUpdates(
-            f"the loss or gradient of {skipped} updates in a row was not finite; none of them changed the parameters. "
+            f"the loss or gradient of {skipped_in_a_row:.0f} updates in a row was not finite; none of them changed the parameters. "
             "Lower optimizer.learning_rate, or look at the last batches"
         )
 

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
@@ -24,10 +26,10 @@ from polaris_jax.evaluation.evaluate import evaluate, response_text
 from polaris_jax.evaluation.job import evaluation_sampling, load_benchmarks, verifier_pool
 from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
-from polaris_jax.rl.advantages import ADVANTAGES
+from polaris_jax.rl.advantages import ADVANTAGES, soft_overlong_punishment
 from polaris_jax.rl.losses import LOSSES
 from polaris_jax.rl.packing import from_rollouts, pack
-from polaris_jax.rl.update import make_update
+from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import checkpoint
@@ -56,6 +58,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     if config.training.evaluate_every:
         held_out = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
     model, params = load_model(config, mesh, tokenizer)
+    reference = jax.tree.map(jnp.copy, params) if any(stage.algorithm.kl for _, stage in stages) else None
     state = init_state(model, config, mesh, params)
     workdir = checkpoint.prepare_workdir(workdir)
     save_model_files(workdir, model, tokenizer)
@@ -75,7 +78,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
             if index > first_stage:
                 stage_start = int(state.step)
             engine = RolloutEngine(model, mesh, stage.rollout)
-            update = make_update(model, stage, mesh)
+            update = make_update(model, stage, mesh, reference)
             sampling = train_sampling(stage, tokenizer)
             stage_end = stage_start + stage.training.steps
             while int(state.step) < stage_end:
@@ -88,9 +91,11 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
                     metrics |= evaluation_metrics(state, stage, held_out, engine, pool, tokenizer)
                 log.write(step, {"stage": index, **metrics})
                 log_samples(log, step, name, groups[: stage.training.log_samples], tokenizer)
-                if step % stage.training.checkpoint_every == 0 or step == stage_end:
+                stuck = metrics["update/skipped_in_a_row"] >= stage.updates.max_skipped
+                if step % stage.training.checkpoint_every == 0 or step == stage_end or stuck:
                     host = {"curriculum": asdict(curriculum), "stage": index, "stage_start": stage_start}
                     checkpoint.save(checkpoints, state, host)
+                check_finite(metrics["update/skipped_in_a_row"], stage)
         return log.history()
 
 
@@ -133,6 +138,9 @@ def train_step(
     sampled = time.perf_counter()
 
     rewards_NG = np.stack([group.rewards for group in groups])
+    if buffer := config.algorithm.overlong_buffer:
+        lengths_NG = np.asarray([[len(rollout.tokens) for rollout in group.rollouts] for group in groups])
+        rewards_NG = rewards_NG + soft_overlong_punishment(lengths_NG, sampling.max_response_tokens, buffer)
     advantages_NG = ADVANTAGES[config.algorithm.advantage](rewards_NG)
     batches, packing = pack(from_rollouts(groups, advantages_NG), config.updates)
     phase("update")

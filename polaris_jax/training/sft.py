@@ -13,7 +13,7 @@ from polaris_jax.data.curriculum import Curriculum, draw
 from polaris_jax.data.prompts import tokenize_conversations
 from polaris_jax.errors import UserError
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.rl.update import make_update
+from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import checkpoint
 from polaris_jax.training.metrics import History, MetricsLogger
@@ -59,8 +59,10 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
             seconds = time.perf_counter() - began
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}
             log.write(step, packing | metrics | speed)
-            if step % config.training.checkpoint_every == 0 or step == steps:
+            stuck = metrics["skipped_in_a_row"] >= config.updates.max_skipped
+            if step % config.training.checkpoint_every == 0 or step == steps or stuck:
                 checkpoint.save(checkpoints, state, {"place": asdict(place)})
+            check_finite(metrics["skipped_in_a_row"], config)
         return log.history()
 
 
