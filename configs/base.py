@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
     c.sft.steps = 1000
     c.sft.batch_size = 64  # conversations per optimizer update
     c.sft.shuffle = True  # False: in the data's order
+    c.sft.checkpoint_every = 500  # steps
     c.sft.learning_rate = 1e-5
     c.sft.schedule = "cosine"
     c.sft.warmup_steps = 50

@@ -34,6 +34,7 @@ def get_config():
     c.sft.steps = 2100
     c.sft.batch_size = 12
     c.sft.shuffle = False  # careful traces first, mixed styles last
+    c.sft.checkpoint_every = 1050
     c.sft.learning_rate = 3e-3
     c.sft.warmup_steps = 20
 

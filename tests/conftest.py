@@ -35,6 +35,7 @@ def tiny_config(monkeypatch):
             "training.checkpoint_every": 2,
             "optimizer.learning_rate": 1e-2,
             "sft.steps": 4,
+            "sft.checkpoint_every": 2,
             "sft.batch_size": 8,
             "evaluation.max_problems": 4,
             "evaluation.samples": 2,

@@ -97,8 +97,8 @@ def check_finite(skipped_in_a_row: float, config: ConfigDict) -> None:
     """Raises NonFiniteUpdates when `config.updates.max_skipped` updates in a row were skipped; save the state first."""
     if skipped_in_a_row >= config.updates.max_skipped:
         raise NonFiniteUpdates(
-            f"the loss or gradient of {skipped_in_a_row:.0f} updates in a row was not finite; none of them changed the parameters. "
-            "Lower optimizer.learning_rate, or look at the last batches"
+            f"the loss or gradient of {skipped_in_a_row:.0f} updates in a row was not finite; none of them changed the "
+            "parameters. Lower optimizer.learning_rate, or look at the last batches"
         )
 
 

@@ -73,6 +73,7 @@ def _as_sft(config: ConfigDict) -> ConfigDict:
         {
             "algorithm.loss": "sft",
             "training.steps": config.sft.steps,
+            "training.checkpoint_every": config.sft.checkpoint_every,
             "optimizer.learning_rate": config.sft.learning_rate,
             "optimizer.schedule": config.sft.schedule,
             "optimizer.warmup_steps": config.sft.warmup_steps,
