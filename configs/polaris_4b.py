@@ -15,6 +15,7 @@ def get_config():
 
     c.rollout.prompts = 128
     c.rollout.samples = 8
+    c.rollout.cache_gib = 30.0  # a device; ours: beside 4B weights, gradients and moments on devices of 80 GB
     c.rollout.top_p = 1.0
     c.rollout.top_k = 0
 

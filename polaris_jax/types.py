@@ -1,4 +1,4 @@
-"""The records that travel between the rooms. Host data is plain Python and numpy; only `PackedBatch` goes to devices."""
+"""The records that travel between the rooms: plain Python and numpy; only `PackedBatch` goes to devices."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Rollout:
     problem_id, sample: address: which problem, which of its samples (0-based).
     prompt_tokens: int32 [prompt].
     tokens: int32 [response], the stop token included when there was one.
-    logprobs: float32 [response], nats, of the distribution each token was sampled from (after temperature, top-k, top-p).
+    logprobs: float32 [response], nats, of the distribution each token was sampled from (temperature, top-k, top-p).
     finish_reason: "stop" (a stop token was sampled) or "length" (the token limit was reached).
     """
 
@@ -81,7 +81,8 @@ class PackedBatch(NamedTuple):
     All per-token fields belong to the target.
 
     tokens: int32. targets: int32. positions: int32, restarting at 0 for each sequence.
-    segment_ids: int32, 1, 2, ... within a row; 0 is padding.
+    segment_ids: int32, 1, 2, ... within a row; 0 is padding; negative where the sequence is off-policy, so that its
+        ratio is taken to `behaviour_logprobs`.
     mask: float32, 1 where the target is a token to learn from (a response token).
     advantages: float32, the sequence's advantage on each of its learnt targets.
     behaviour_logprobs: float32, nats: the sampler's log-prob of the target.

@@ -57,10 +57,7 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         sampling = evaluation_sampling(config, hf.stop_ids(tokenizer))
-        try:
-            engine = RolloutEngine(model, mesh, engine_config(config))
-        except ValueError as error:
-            raise UserError(f"config.rollout: {error}") from error
+        engine = RolloutEngine(model, mesh, engine_config(config))
         output = prepare_workdir(output)
         done, total = 0, sum(samples * len(problems) for samples, problems in by_samples.items())
         results = []

@@ -75,7 +75,8 @@ def _r1_distill(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, *
 
 PRESETS = {
     "tiny": ModelConfig(
-        176, 128, 384, 2, 4, 2, 32, rope_theta=100.0, tie_word_embeddings=False, max_position_embeddings=512, dtype="float32"
+        176, 128, 384, 2, 4, 2, 32, rope_theta=100.0, tie_word_embeddings=False, max_position_embeddings=512,
+        dtype="float32",
     ),
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, tied=True),
     "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, tied=True),
