@@ -18,7 +18,7 @@ def get_config():
     c.rollout.samples = 8
     c.rollout.max_response_tokens = 96
     c.rollout.slots = 128
-    c.rollout.page_size = 16
+    c.rollout.page_size = 64
     c.rollout.tokens_per_call = 16
 
     c.updates.row_lengths = (256,)
@@ -31,10 +31,10 @@ def get_config():
     c.training.checkpoint_every = 25
 
     c.sft.data = "arithmetic"
-    c.sft.steps = 2100
-    c.sft.batch_size = 12
+    c.sft.steps = 2000
+    c.sft.batch_size = 13
     c.sft.shuffle = False  # careful traces first, mixed styles last
-    c.sft.checkpoint_every = 1050
+    c.sft.checkpoint_every = 1000
     c.sft.learning_rate = 3e-3
     c.sft.warmup_steps = 20
 

@@ -19,31 +19,35 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+SMALLER = {
+    "rollout.prompts": 4,
+    "rollout.samples": 4,
+    "rollout.max_response_tokens": 24,
+    "rollout.slots": 16,
+    "rollout.tokens_per_call": 8,
+    "training.steps": 4,
+    "training.checkpoint_every": 2,
+    "optimizer.learning_rate": 1e-2,
+    "updates.rows": 8,
+    "sft.steps": 4,
+    "sft.checkpoint_every": 2,
+    "sft.batch_size": 8,
+    "evaluation.max_problems": 4,
+    "evaluation.samples": 2,
+    "evaluation.max_response_tokens": 24,
+}
+
+
+def smaller_config(**overrides):
+    """The tiny config, made smaller still: 4 prompts x 4 samples of at most 24 tokens."""
+    return configs.load(CONFIGS / "tiny.py", SMALLER | overrides)
+
+
 @pytest.fixture
 def tiny_config(monkeypatch):
-    """A function from overrides to the tiny config, made smaller still: 4 prompts x 4 samples of at most 24 tokens."""
+    """`smaller_config`, with few problems."""
     monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_PROBLEMS", 64)
-
-    def make(**overrides):
-        smaller = {
-            "rollout.prompts": 4,
-            "rollout.samples": 4,
-            "rollout.max_response_tokens": 24,
-            "rollout.slots": 16,
-            "rollout.tokens_per_call": 8,
-            "training.steps": 4,
-            "training.checkpoint_every": 2,
-            "optimizer.learning_rate": 1e-2,
-            "sft.steps": 4,
-            "sft.checkpoint_every": 2,
-            "sft.batch_size": 8,
-            "evaluation.max_problems": 4,
-            "evaluation.samples": 2,
-            "evaluation.max_response_tokens": 24,
-        }
-        return configs.load(CONFIGS / "tiny.py", smaller | overrides)
-
-    return make
+    return smaller_config
 
 
 class EvenLengthPool:

@@ -32,6 +32,7 @@ from polaris_jax.types import Problem
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 OPERATIONS = (*(f"{sign}{n}" for sign in "+-" for n in range(1, 10)), "*2", "*3")
 LOWEST, HIGHEST = 10, 99  # of every total
+PRACTICE_OPERATIONS = (5, 7)
 TEST_SHARE = 16  # one problem in so many is held out
 
 
@@ -125,24 +126,25 @@ def conversations(
     *,
     mixed: float = 0.15,
     careful: float = 0.25,
-    practice: float = 0.5,
+    practice: float = 0.6,
 ) -> list[list[dict[str, str]]]:
     """SFT conversations on training chains, as lists of {role, content}, in the order to learn them.
 
     mixed: share at the end whose styles are mixed at random, careful with probability `careful`, else hasty; all before
         is careful. Folded lines that come earlier keep a tiny model from learning the arithmetic.
-    practice: share of the careful ones that is a trace without its question, which teaches arithmetic cheaply.
+    practice: share of the careful ones that is a long trace without its question, which teaches arithmetic cheaply.
     """
     rng = Random(f"styles {seed}")
+    answered, practised = chains("train", seed), chains("train", seed, PRACTICE_OPERATIONS)
     rows = []
-    for i, chain in enumerate(islice(chains("train", seed), count)):
-        steps = len(chain.operations)
+    for i in range(count):
         folded = i >= count * (1 - mixed) and rng.random() >= careful
+        asked = folded or rng.random() >= practice
+        chain = next(answered if asked else practised)
+        steps = len(chain.operations)
         trace = chain.trace(hasty_lines(rng, steps) if folded else (1,) * steps)
-        asked = [{"role": "user", "content": f"{chain.question} {suffix}"}]
-        if not folded and rng.random() < practice:
-            asked = []
-        rows.append([*asked, {"role": "assistant", "content": trace}])
+        question = [{"role": "user", "content": f"{chain.question} {suffix}"}] if asked else []
+        rows.append([*question, {"role": "assistant", "content": trace}])
     return rows
 
 

@@ -95,7 +95,7 @@ class RolloutEngine:
         while finished < total and not self._stop.is_set():
             with Deferred() as deferred:
                 for lane in lanes:
-                    while queue and lane.scheduler.waiting < samples:
+                    while queue and lane.scheduler.waiting < self.config.slots:
                         lane.submit(*queue.popleft())
                 busy = [lane for lane in lanes if lane.responses]
                 for lane in busy:

@@ -122,11 +122,12 @@ def test_bad_input_is_refused_in_words_before_anything_is_written(run, tmp_path,
 
 @pytest.mark.slow
 def test_eight_devices_train_like_one(run, tmp_path):
-    one = run("one", **{"training.steps": 2})
+    one = run("one", **{"training.steps": 2, "rollout.prompts": 8})
     program = Path(__file__).with_name("mesh_program.py")
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     subprocess.run([sys.executable, program, tmp_path / "eight"], env=environment, check=True)
     eight = [json.loads(line) for line in (tmp_path / "eight" / "metrics.jsonl").read_text().splitlines()]
+    assert any(row["groups/mixed"] for row in eight)
     for name in ("reward", "response_length", "update/grad_norm", "update/entropy"):
         np.testing.assert_allclose([row[name] for row in eight], one.frame()[name], rtol=1e-4)
     left, right = params_of(tmp_path / "one"), params_of(tmp_path / "eight")
