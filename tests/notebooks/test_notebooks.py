@@ -6,7 +6,8 @@ import papermill
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-SHORT = {"tiny_grpo": {"sft_steps": 4, "rl_steps": 2}}
+SMALL = {"rollout.prompts": 2, "rollout.samples": 4, "rollout.slots": 8, "evaluation.max_problems": 4}
+SHORT = {"tiny_grpo": {"sft_steps": 4, "rl_steps": 2, "overrides": SMALL}}
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

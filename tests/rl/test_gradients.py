@@ -102,21 +102,21 @@ def test_the_kl_term_pulls_to_the_reference(model, params, sequences, config):
 
     def k3_sum(params):
         x = [np.asarray(r - logprobs_of(params, b, 1.0)[0], np.float64) for b, r in zip(rows, references, strict=True)]
-        return sum(((np.exp(d) - d - 1) * b.mask).sum() for d, b in zip(x, rows, strict=True))
+        return float(sum(((np.exp(d) - d - 1) * b.mask).sum() for d, b in zip(x, rows, strict=True)))
 
     assert float(sums["kl_reference"]) == pytest.approx(k3_sum(params), rel=1e-4)
     assert float(sums["loss"]) == pytest.approx(0.5 * k3_sum(params), rel=1e-4)
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
-    ahead, behind = (jax.tree.map(lambda p, g, e=e: p + e * g / norm, params, grads) for e in (1e-2, -1e-2))
-    assert 0.5 * (k3_sum(ahead) - k3_sum(behind)) / 2e-2 == pytest.approx(float(norm), rel=2e-2)
+    ahead, behind = (jax.tree.map(lambda p, g, e=e: p + e * g / norm, params, grads) for e in (1e-3, -1e-3))
+    assert 0.5 * (k3_sum(ahead) - k3_sum(behind)) / 2e-3 == pytest.approx(float(norm), rel=2e-2)
 
 
 def test_memory_of_a_pass_grows_linearly_with_its_rows(model, params, sequences, config):
     """And not with rows x length x vocabulary."""
-    large = model.replace(vocab_size=8192)
+    large = model.replace(vocab_size=32_768)
     mesh = make_mesh({}, jax.devices()[:1])
     logprobs_of = make_logprobs(large, mesh)
-    shapes = jax.eval_shape(lambda p: p | {"embedding": np.zeros((8192, 32), np.float32)}, params)
+    shapes = jax.eval_shape(lambda p: p | {"embedding": np.zeros((32_768, 32), np.float32)}, params)
 
     def temporaries(rows):
         config.updates.rows = rows
@@ -128,4 +128,4 @@ def test_memory_of_a_pass_grows_linearly_with_its_rows(model, params, sequences,
 
     few, some, many = (temporaries(rows) for rows in (16, 32, 64))
     assert many - some < 2.1 * (some - few)
-    assert (many - some) / (32 * 512) < 8192 * 4 / 2  # bytes a token, beside one row of logits
+    assert (many - some) / (32 * 512) < 32_768 * 4 / 2  # bytes a token, beside one row of logits

@@ -122,7 +122,7 @@ def test_logprobs_equal_the_trainers(engine, model, params):
         assert r.alternative_ids.shape == (len(r.tokens), 3)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=slow)])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=slow), pytest.param("float16", marks=slow)])
 def test_half_precision_stays_near_the_trainer(model, mesh, params, dtype):
     """The mean |difference| of log-probs, that of a step's metrics; the target is 1e-3."""
     model = model.replace(dtype=dtype)

@@ -14,10 +14,10 @@ def test_sft_learns_and_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
     assert unbroken.rows[-1]["loss"] < unbroken.rows[0]["loss"]
     draw, count = sft.draw, iter(range(100))
 
-    def killed_in_the_fourth_step(*args):
+    def killed_in_the_fourth_step(*args, **settings):
         if next(count) == 3:
             raise KeyboardInterrupt
-        return draw(*args)
+        return draw(*args, **settings)
 
     monkeypatch.setattr(sft, "draw", killed_in_the_fourth_step)
     with pytest.raises(KeyboardInterrupt):
