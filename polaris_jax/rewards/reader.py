@@ -57,6 +57,8 @@ class Reading:
 def read(text: str, reading: Reading = Reading()) -> n.Node:
     """The tree of an answer. Raises Unreadable."""
     text = _without_reversed_brackets(trim(clean(text)))
+    if (named := named_by_words(text)) != n.Words(text):  # before "no" is read as a product of letters
+        return named
     return _parsed(tokenize(text, comma_groups=reading.comma_groups), reading)
 
 
