@@ -27,14 +27,14 @@ def get_config():
     c.optimizer.learning_rate = 1.5e-4
     c.optimizer.betas = (0.9, 0.98)
 
-    c.training.steps = 50
-    c.training.checkpoint_every = 25
+    c.training.steps = 45
+    c.training.checkpoint_every = 15
 
     c.sft.data = "arithmetic"
-    c.sft.steps = 2000
-    c.sft.batch_size = 13
+    c.sft.steps = 2150
+    c.sft.batch_size = 12
     c.sft.shuffle = False  # careful traces first, mixed styles last
-    c.sft.checkpoint_every = 1000
+    c.sft.checkpoint_every = 1075
     c.sft.learning_rate = 3e-3
     c.sft.warmup_steps = 20
 
