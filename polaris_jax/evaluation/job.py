@@ -56,7 +56,7 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
         multihost_utils.sync_global_devices("all have read the journal")
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
-        sampling = evaluation_sampling(config, hf.stop_ids(tokenizer))
+        sampling = make_sampling(c, hf.stop_ids(tokenizer))
         engine = RolloutEngine(model, mesh, engine_config(config))
         output = prepare_workdir(output)
         done, total = 0, sum(samples * len(problems) for samples, problems in by_samples.items())
@@ -126,14 +126,13 @@ def samples_of(name: str, default: int) -> int:
     return samples
 
 
-def evaluation_sampling(config: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
-    """How evaluation samples: `config.evaluation`."""
-    c = config.evaluation
+def make_sampling(section: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
+    """How to sample as a section of the config says: `rollout` in training, `evaluation` in evaluation."""
     return Sampling(
-        temperature=c.temperature,
-        top_p=c.top_p,
-        top_k=c.top_k,
-        max_response_tokens=c.max_response_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        max_response_tokens=section.max_response_tokens,
         stop_ids=tuple(stop_ids),
     )
 

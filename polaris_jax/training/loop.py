@@ -23,7 +23,7 @@ from polaris_jax.data.curriculum import Curriculum, draw, visited
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate, response_text
-from polaris_jax.evaluation.job import evaluation_sampling, load_benchmarks, verifier_pool
+from polaris_jax.evaluation.job import load_benchmarks, make_sampling, verifier_pool
 from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES, soft_overlong_punishment
@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
                 stage_start = int(state.step)
             engine = RolloutEngine(model, mesh, stage.rollout)
             update = make_update(model, stage, mesh, reference)
-            sampling = train_sampling(stage, tokenizer)
+            sampling = make_sampling(stage.rollout, stop_ids(tokenizer))
             stage_end = stage_start + stage.training.steps
             while int(state.step) < stage_end:
                 state, curriculum, metrics, groups = train_step(
@@ -217,7 +217,7 @@ def evaluation_metrics(
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, float]:
     """Each benchmark's mean accuracy and response length, with the settings of `config.evaluation`."""
-    sampling = evaluation_sampling(config, stop_ids(tokenizer))
+    sampling = make_sampling(config.evaluation, stop_ids(tokenizer))
     samples, longest = config.evaluation.samples, config.data.max_prompt_tokens
     found = evaluate(
         state.params, engine, tokenizer, problems, sampling, samples, config.seed, pool, max_prompt_tokens=longest
@@ -225,20 +225,8 @@ def evaluation_metrics(
     return {
         f"evaluation/{benchmark}/{name}": scores[name]["mean"]
         for benchmark, scores in found.scores.items()
-        for name in (f"avg@{samples}", "length")
+        for name in (f"avg@{scores['samples']}", "length")
     }
-
-
-def train_sampling(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """How training samples: `config.rollout`, stopping at the tokenizer's end of sequence."""
-    c = config.rollout
-    return Sampling(
-        temperature=c.temperature,
-        top_p=c.top_p,
-        top_k=c.top_k,
-        max_response_tokens=c.max_response_tokens,
-        stop_ids=stop_ids(tokenizer),
-    )
 
 
 def step_seed(seed: int, step: int) -> int:
