@@ -21,6 +21,9 @@ def get_config():
     c.rollout.page_size = 64
     c.rollout.tokens_per_call = 16
 
+    c.algorithm.rescue = False
+    c.algorithm.substitute = False
+
     c.updates.row_lengths = (256,)
     c.updates.rows = 4
 

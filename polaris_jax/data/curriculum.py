@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 
-from polaris_jax.types import Group
+from polaris_jax.types import Group, Problem, Rollout
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """The place in the data, as one value that a checkpoint can hold.
+    """The place in the data and what is known of each problem, as one value that a checkpoint can hold.
 
     epoch, position: how many problems of which epoch have been drawn.
     accuracy: problem id -> share of correct rollouts at its last visit.
+    dropped: ids of problems that are not visited any more.
+    solutions: problem id -> a right response of the newest visit that had one, the least recently written first; kept
+        for rollout rescue (`rl/exploration.py`).
     """
 
     epoch: int = 0
     position: int = 0
     accuracy: dict[str, float] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    solutions: Mapping[str, Rollout] = field(default_factory=dict)
 
 
 def draw(
@@ -49,3 +54,24 @@ def draw(
 def visited(curriculum: Curriculum, groups: Iterable[Group]) -> Curriculum:
     """The curriculum with the accuracies of these visits."""
     return replace(curriculum, accuracy=curriculum.accuracy | {g.problem.id: g.accuracy for g in groups})
+
+
+def remaining(curriculum: Curriculum, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems that are still visited, in their order."""
+    dropped = set(curriculum.dropped)
+    return [problem for problem in problems if problem.id not in dropped]
+
+
+def drop_easy(curriculum: Curriculum, problems: Sequence[Problem], above: float, least: int) -> Curriculum:
+    """Drops the problems whose accuracy is more than `above`, for good, and begins a new epoch where there are any.
+
+    The accuracy is that of the last visit, or `Problem.accuracy` where there was none; what was never measured stays.
+    At least `least` problems remain, so that a step has enough: the hardest of the easy ones stay.
+    """
+    remain = remaining(curriculum, problems)
+    accuracies = {problem.id: curriculum.accuracy.get(problem.id, problem.accuracy) for problem in remain}
+    easy = [name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > above]
+    easy = sorted(easy, key=lambda name: -accuracies[name])[: max(len(remain) - least, 0)]
+    if not easy:
+        return curriculum
+    return replace(curriculum, epoch=curriculum.epoch + 1, position=0, dropped=(*curriculum.dropped, *easy))

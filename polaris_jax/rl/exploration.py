@@ -1,0 +1,104 @@
+"""Exploration: what a step learns where all rewards of a group are equal, so that it has no advantages.
+
+Rollout rescue gives a group that failed a right response of an earlier visit. Informative substitution gives the place
+of a group of equal rewards to a copy of one with mixed rewards. Rescue comes first, then substitution, then the
+advantages. Both act on what is learnt only: accuracies and metrics are those of what was sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from polaris_jax.types import Group, Rollout
+
+Marks = frozenset[tuple[int, int]]  # (group, sample) of rollouts that the current policy did not sample
+STREAM = 1  # keeps these draws apart from the others that come from a seed and a step
+
+
+class Explored(NamedTuple):
+    """groups: as many as were sampled, to learn from. off_policy: which of their rollouts were not sampled now.
+
+    rescued, substituted: groups that were changed. mixed: groups with mixed rewards after the rescue.
+    """
+
+    groups: list[Group]
+    off_policy: Marks
+    rescued: int
+    substituted: int
+    mixed: int
+
+
+def explore(groups: Sequence[Group], solutions: Mapping[str, Rollout], config: ConfigDict, step: int) -> Explored:
+    """Rescue and substitution as `config.algorithm` says; the same for the same seed, step and arguments.
+
+    solutions: problem id -> a right response of an earlier visit, as `remember` keeps them.
+    """
+    rng = np.random.default_rng([config.seed, step, STREAM])
+    found, off_policy = list(groups), frozenset()
+    if config.algorithm.rescue:
+        found, off_policy = rescue(found, solutions, config.rollout.max_response_tokens, rng)
+    rescued, mixed = len(off_policy), sum(map(is_mixed, found))
+    if config.algorithm.substitute:
+        found, off_policy = substitute(found, off_policy, rng)
+    substituted = sum(map(is_mixed, found)) - mixed
+    return Explored(found, off_policy, rescued, substituted, mixed)
+
+
+def rescue(
+    groups: Sequence[Group], solutions: Mapping[str, Rollout], max_tokens: int, rng: np.random.Generator
+) -> tuple[list[Group], Marks]:
+    """In each group without a right rollout, one at random gives way to the problem's solution, where there is one.
+
+    A solution of more than `max_tokens`, which an earlier stage allowed, is not used. Returns the groups and the marks
+    of the rescued rollouts.
+
+    The current policy did not sample a rescued response: it is off-policy. Its recorded log-probs, those of the policy
+    and the temperature that sampled it, are the denominator of its ratio. With its advantage, which is positive, the
+    clipped loss then gives no gradient to a token that has become more than `clip[1]` likelier since, and weighs that
+    of a token that has become unlikely by its small ratio: what the policy has moved away from is learnt slowly.
+    """
+    rescued, marks = list(groups), set()
+    for n, group in enumerate(groups):
+        solution = solutions.get(group.problem.id)
+        if group.accuracy > 0 or solution is None or len(solution.tokens) > max_tokens:
+            continue
+        sample = int(rng.integers(len(group.rollouts)))
+        rollouts, rewards = list(group.rollouts), group.rewards.copy()
+        rollouts[sample], rewards[sample] = solution, 1.0
+        rescued[n] = group.replace(rollouts=tuple(rollouts), rewards=rewards)
+        marks.add((n, sample))
+    return rescued, frozenset(marks)
+
+
+def substitute(groups: Sequence[Group], off_policy: Marks, rng: np.random.Generator) -> tuple[list[Group], Marks]:
+    """Each group of equal rewards becomes a copy of one with mixed rewards, drawn uniformly; marks go with the copy.
+
+    Where no group is mixed all stay as they are: their advantages are zero, and the update moves the parameters by the
+    optimizer's momentum and weight decay alone, as it does without substitution.
+    """
+    mixed = [n for n, group in enumerate(groups) if is_mixed(group)]
+    sources = list(range(len(groups)))
+    if mixed:
+        sources = [n if is_mixed(group) else int(rng.choice(mixed)) for n, group in enumerate(groups)]
+    marks = {(n, sample) for n, source in enumerate(sources) for marked, sample in off_policy if marked == source}
+    return [groups[source] for source in sources], frozenset(marks)
+
+
+def remember(solutions: Mapping[str, Rollout], groups: Sequence[Group], most: int) -> dict[str, Rollout]:
+    """The solutions with a right rollout of each of these groups that has one, the newest last.
+
+    A problem's newest replaces its older one. Of more than `most` problems the least recently written are dropped.
+    Samples are alike, so that a group's first right one is a random one.
+    """
+    new = {group.problem.id: group.rollouts[int(np.argmax(group.rewards == 1))] for group in groups if group.accuracy}
+    kept = {name: rollout for name, rollout in solutions.items() if name not in new} | new
+    return dict(list(kept.items())[-most:])
+
+
+def is_mixed(group: Group) -> bool:
+    """Whether some but not all of its rollouts are right."""
+    return 0 < group.accuracy < 1
