@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
 from polaris_jax import hf
@@ -41,6 +42,24 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     before anything is compiled, where config, model, benchmarks and `output` do not fit together.
     """
     configs.check(config)
+    problems = problems_by_samples(config)
+    tokenizer = load_tokenizer(config)
+    first = jax.process_index() == 0  # of several processes one writes; all go on from the same records
+    path, settings = Path(output) / "responses.jsonl", response_settings(config)
+    with Journal(path, settings, writes=first) as journal, verifier_pool(config) as verifier:
+        multihost_utils.sync_global_devices("all have read the journal")
+        mesh = make_mesh(config.mesh)
+        model, params = load_model(config, mesh, tokenizer)
+        engine = RolloutEngine(model, mesh, engine_config(config))
+        output = prepare_workdir(output)
+        result = evaluate_all(params, engine, tokenizer, problems, config, verifier, journal, progress)
+    if first:
+        save(output, result, config.model.path or config.model.preset, settings)
+    return result
+
+
+def problems_by_samples(config: ConfigDict) -> dict[int, list[Problem]]:
+    """The problems of `config.evaluation.benchmarks`, by the number of responses each gets. Raises UserError."""
     c = config.evaluation
     by_samples: dict[int, list[Problem]] = {}
     for name in c.benchmarks:
@@ -49,38 +68,40 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
         by_samples.setdefault(samples, []).extend(found)
     if not by_samples:
         raise UserError("config.evaluation.benchmarks: empty; name at least one")
-    tokenizer = load_tokenizer(config)
-    first = jax.process_index() == 0  # of several processes one writes; all go on from the same records
-    path, settings = Path(output) / "responses.jsonl", _settings(config)
-    with Journal(path, settings, writes=first) as journal, verifier_pool(config) as verifier:
-        multihost_utils.sync_global_devices("all have read the journal")
-        mesh = make_mesh(config.mesh)
-        model, params = load_model(config, mesh, tokenizer)
-        sampling = make_sampling(c, hf.stop_ids(tokenizer))
-        engine = RolloutEngine(model, mesh, engine_config(config))
-        output = prepare_workdir(output)
-        done, total = 0, sum(samples * len(problems) for samples, problems in by_samples.items())
-        results = []
-        for samples, problems in by_samples.items():
-            results.append(
-                evaluate(
-                    params,
-                    engine,
-                    tokenizer,
-                    problems,
-                    sampling,
-                    samples,
-                    config.seed,
-                    verifier,
-                    journal=journal,
-                    progress=lambda part, _, done=done: progress(done + part, total),
-                )
+    return by_samples
+
+
+def evaluate_all(
+    params: Any,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    by_samples: Mapping[int, Sequence[Problem]],
+    config: ConfigDict,
+    verifier: VerifierPool,
+    journal: Journal | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Evaluation:
+    """`evaluate` on each of `problems_by_samples`, with the sampling of `config.evaluation`, as one evaluation."""
+    sampling = make_sampling(config.evaluation, hf.stop_ids(tokenizer))
+    done, total = 0, sum(samples * len(problems) for samples, problems in by_samples.items())
+    results = []
+    for samples, problems in by_samples.items():
+        results.append(
+            evaluate(
+                params,
+                engine,
+                tokenizer,
+                problems,
+                sampling,
+                samples,
+                config.seed,
+                verifier,
+                journal=journal,
+                progress=lambda part, _, done=done: progress(done + part, total),
             )
-            done += samples * len(problems)
-    result = _joined(results)
-    if first:
-        save(output, result, config.model.path or config.model.preset, settings)
-    return result
+        )
+        done += samples * len(problems)
+    return _joined(results)
 
 
 def judge_file(path: str | Path, config: ConfigDict, output: str | Path) -> tuple[Evaluation, list[str]]:
@@ -171,7 +192,7 @@ def _joined(results: Sequence[Evaluation]) -> Evaluation:
     )
 
 
-def _settings(config: ConfigDict) -> dict[str, Any]:
+def response_settings(config: ConfigDict) -> dict[str, Any]:
     """All that a response depends on, but for its problem and its number."""
     c, checkpoints = config.evaluation, Path(config.model.path) / "checkpoints"
     steps = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []

@@ -1,0 +1,150 @@
+"""The probe over sampling temperatures: accuracy and diversity at each, the three zones, a picture and a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from rich import box
+from rich.table import Table
+
+from polaris_jax import config as configs
+from polaris_jax.errors import UserError
+from polaris_jax.evaluation import job
+from polaris_jax.evaluation.evaluate import Evaluation
+from polaris_jax.evaluation.records import Journal, group
+from polaris_jax.evaluation.scores import estimate
+from polaris_jax.rl.temperature import Zones, diversity, find_zones
+from polaris_jax.rollout import RolloutEngine
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training.checkpoint import prepare_workdir
+from polaris_jax.training.start import load_model, load_tokenizer
+
+TEMPERATURES = tuple(round(0.6 + 0.1 * i, 6) for i in range(12))  # 0.6 ... 1.7
+COLORS = {"robust": "tab:green", "exploration": "tab:orange", "collapse": "tab:red"}
+
+
+class Probe(NamedTuple):
+    """frame: one row a temperature: temperature; mean, low and high of avg@k; diversity; length, tokens; cut_off."""
+
+    frame: pd.DataFrame
+    zones: Zones
+
+
+def run(
+    config: ConfigDict,
+    output: str | Path,
+    temperatures: Sequence[float] = TEMPERATURES,
+    *,
+    progress: Callable[[float, int, int], None] = lambda temperature, done, total: None,
+) -> Probe:
+    """Evaluates the model of `config` at each temperature, or goes on where that stopped.
+
+    All but the temperature is as in `evaluation.job.run`, and each temperature has an evaluation's directory below
+    `output`, which also gets probe.json and temperature.png. progress: called with the temperature, the responses
+    judged so far at it, and its responses in all. Raises UserError as `evaluation.job.run` does.
+    """
+    if not temperatures:
+        raise UserError("temperatures: empty; name at least one")
+    at = {t: configs.override(config, {"evaluation.temperature": t}) for t in sorted(set(temperatures))}
+    problems, tokenizer = job.problems_by_samples(config), load_tokenizer(config)
+    mesh = make_mesh(config.mesh)
+    model, params = load_model(config, mesh, tokenizer)
+    engine = RolloutEngine(model, mesh, job.engine_config(config))
+    output, rows = prepare_workdir(output), []
+    with job.verifier_pool(config) as verifier:
+        for temperature, c in at.items():
+            directory, settings = output / f"temperature_{temperature:g}", job.response_settings(c)
+            with Journal(directory / "responses.jsonl", settings) as journal:
+                found = job.evaluate_all(
+                    params,
+                    engine,
+                    tokenizer,
+                    problems,
+                    c,
+                    verifier,
+                    journal,
+                    lambda done, total, t=temperature: progress(t, done, total),
+                )
+            job.save(directory, found, c.model.path or c.model.preset, settings)
+            rows.append({"temperature": temperature, **measures(found)})
+    frame = pd.DataFrame(rows)
+    probe = Probe(frame, find_zones(*(frame[name].to_list() for name in ("temperature", "mean", "diversity"))))
+    save(probe, output)
+    return probe
+
+
+def measures(found: Evaluation) -> dict[str, float]:
+    """Accuracy over all problems (mean, low and high of avg@k), diversity of their responses, length, cut_off."""
+    grouped = group(found.records).values()
+    accuracy = estimate(np.array([np.mean([record.correct for record in records]) for records in grouped]))
+    return {
+        **accuracy._asdict(),
+        "diversity": diversity([[record.response for record in records] for records in grouped]),
+        "length": float(np.mean([record.length for record in found.records])),
+        "cut_off": float(np.mean([record.finish_reason == "length" for record in found.records])),
+    }
+
+
+def save(probe: Probe, output: Path) -> None:
+    """Writes probe.json, the rows and the zones, and temperature.png."""
+    rows = json.loads(probe.frame.to_json(orient="records"))
+    report = {"temperatures": rows, "zones": probe.zones._asdict()}
+    (output / "probe.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    picture(probe).savefig(output / "temperature.png", dpi=120)
+
+
+def table(probe: Probe, title: str = "") -> Table:
+    """One row a temperature, accuracies and shares in percent; a border is named by the zone that begins there."""
+    result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("temperature", "avg@k", "95%", "diversity", "tokens", "cut off"):
+        result.add_column(name, justify="right")
+    result.add_column("zone")
+    for row in probe.frame.to_dict("records"):
+        result.add_row(
+            f"{row['temperature']:g}",
+            f"{100 * row['mean']:.1f}",
+            "?" if np.isnan(row["low"]) else f"{100 * row['low']:.1f}-{100 * row['high']:.1f}",
+            f"{row['diversity']:.3f}",
+            f"{row['length']:,.0f}",
+            f"{100 * row['cut_off']:.1f}",
+            zone_of(row["temperature"], probe.zones),
+        )
+    return result
+
+
+def zone_of(temperature: float, zones: Zones) -> str:
+    """The name of a temperature's zone. The border to exploration is exploration's, that to collapse is not yet."""
+    if temperature > zones.exploration[1]:
+        return "collapse"
+    return (
+        "exploration"
+        if zones.exploration[0] <= temperature and zones.exploration[0] < zones.exploration[1]
+        else "robust"
+    )
+
+
+def picture(probe: Probe) -> Figure:
+    """Accuracy with its 95% interval and diversity over the temperature, the zones shaded."""
+    frame = probe.frame
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    left = figure.subplots()
+    right = left.twinx()
+    left.plot(frame.temperature, 100 * frame["mean"], "o-", color="C0")
+    left.fill_between(frame.temperature, 100 * frame.low, 100 * frame.high, color="C0", alpha=0.2, linewidth=0)
+    right.plot(frame.temperature, frame.diversity, "s--", color="C4")
+    for name, (first, last) in probe.zones._asdict().items():
+        if first < last:
+            left.axvspan(first, last, color=COLORS[name], alpha=0.12, linewidth=0)
+            left.text((first + last) / 2, 1.02, name, transform=left.get_xaxis_transform(), ha="center", fontsize=8)
+    left.set(xlabel="sampling temperature", ylim=(0, None))
+    left.set_ylabel("accuracy (avg@k), %", color="C0")
+    right.set_ylabel("distinct 4-grams / all 4-grams", color="C4")
+    right.set_ylim(0, 1.02)
+    return figure
