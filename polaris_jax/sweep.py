@@ -1,0 +1,116 @@
+"""Sweeps: a grid of config values times seeds, each run kept by the hash of its config, and curves with seed bands."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from polaris_jax import config as configs
+from polaris_jax import training
+from polaris_jax.training.start import enable_compilation_cache
+
+
+def sweep(
+    base: ConfigDict,
+    values: Mapping[str, Sequence[Any]],
+    seeds: int = 3,
+    *,
+    workdir: str | Path = "runs/sweep",
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Trains every combination of the values with seeds base.seed, base.seed + 1, ..., and returns all their metrics.
+
+    One row for each run and step: the swept keys, `seed`, `run`, `step`, and the metrics. A run lies in WORKDIR/RUN,
+    where RUN is a hash of its whole config: one that is there is read, one that was stopped goes on. (The hash knows
+    the path in `config.model.path`, not what lies there.) processes: how many runs at once, each in a spawned process
+    with its share of the cores; on accelerators leave it at 1, since one process takes the device. Raises UserError at
+    the first combination that is no valid config, before anything runs.
+    """
+    points = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    points = [point | {"seed": base.seed + seed} for point in points for seed in range(seeds)]
+    runs = [configs.override(base, point) for point in points]
+    workdir = Path(workdir).absolute()
+    directories = [workdir / config_hash(run) for run in runs]
+    cache = jax.config.jax_compilation_cache_dir or str(workdir / "compilation_cache")
+    if processes == 1:
+        if not jax.config.jax_compilation_cache_dir:
+            enable_compilation_cache(cache)
+        frames = list(map(cached_run, runs, directories))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        shares = spawn.Queue()
+        for share in shares_of_cores(processes):
+            shares.put(share)
+        with ProcessPoolExecutor(processes, spawn, initializer=_start_worker, initargs=(shares, cache)) as pool:
+            frames = list(pool.map(cached_run, runs, directories))
+    tables = []
+    for frame, point, directory in zip(frames, points, directories, strict=True):
+        columns = {**point, "run": directory.name}
+        named = {key: [tuple(v) if isinstance(v, list) else v] * len(frame) for key, v in columns.items()}
+        tables.append(pd.concat([pd.DataFrame(named), frame.reset_index()], axis=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def cached_run(config: ConfigDict, directory: Path) -> pd.DataFrame:
+    """The metrics of a run by step: those kept in its directory, else the run's, which are kept there at its end."""
+    kept = directory / "history.parquet"
+    if not kept.exists():
+        frame = training.run(config, directory).frame()
+        frame.to_parquet(directory / ".history.parquet")
+        os.replace(directory / ".history.parquet", kept)
+    return pd.read_parquet(kept)
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Sixteen hexadecimal digits that stand for every key and value of the config."""
+    text = json.dumps(sorted(configs.flatten(config)), default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def curves(
+    frame: pd.DataFrame,
+    by: str | Sequence[str],
+    metrics: Sequence[str] = ("reward", "response_length"),
+    smooth: int = 1,
+) -> Figure:
+    """One panel a metric over the steps: for each value of the swept keys `by` the mean over seeds, in a band from the
+    lowest seed to the highest. Values of other swept keys are taken together. smooth: steps of a running mean."""
+    by = [by] if isinstance(by, str) else list(by)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.4), squeeze=False, layout="constrained")
+    plt.close(figure)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for value, rows in frame.groupby(by, sort=False):
+            by_run = rows.pivot(index="step", columns="run", values=metric).rolling(smooth, min_periods=1).mean()
+            label = ", ".join(f"{key.rpartition('.')[-1]} {part}" for key, part in zip(by, value, strict=True))
+            (line,) = axis.plot(by_run.index, by_run.mean(axis=1), label=label)
+            band = by_run.min(axis=1), by_run.max(axis=1)
+            axis.fill_between(by_run.index, *band, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.set(xlabel="step", title=metric.replace("_", " "))
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend()
+    return figure
+
+
+def shares_of_cores(processes: int) -> list[set[int]]:
+    """This process's cores dealt out to `processes`; where there are fewer cores, several share one."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[i::processes]) or {cores[i % len(cores)]} for i in range(processes)]
+
+
+def _start_worker(shares: Queue, cache: str) -> None:
+    os.sched_setaffinity(0, shares.get())  # before JAX starts, which makes a thread for each core it may use
+    enable_compilation_cache(cache)

@@ -1,0 +1,95 @@
+"""A sweep trains each combination once, whoever asks and in whatever process, and draws it."""
+
+import os
+
+import pandas as pd
+import pytest
+
+from polaris_jax import sweep, training
+from polaris_jax.errors import UserError
+from polaris_jax.training.metrics import History
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for training: two steps whose reward tells clip and seed; lists the configs it was given."""
+    configs = []
+
+    def run(config, workdir):
+        configs.append(config)
+        workdir.mkdir(parents=True)
+        reward = config.algorithm.clip[1] + config.seed
+        return History(tuple({"step": step, "reward": reward * step} for step in (1, 2)), workdir)
+
+    monkeypatch.setattr(training, "run", run)
+    return configs
+
+
+VALUES = {"algorithm.clip": [(0.2, 0.2), [0.2, 0.28]], "rollout.temperature": [0.7, 1.0]}
+
+
+def test_every_combination_and_seed_is_trained_once(trained, tiny_config, tmp_path):
+    frame = sweep.sweep(tiny_config(seed=5), VALUES, seeds=3, workdir=tmp_path)
+    assert len(trained) == 2 * 2 * 3
+    assert list(frame) == ["algorithm.clip", "rollout.temperature", "seed", "run", "step", "reward"]
+    assert len(frame) == 2 * 2 * 3 * 2
+    assert set(frame["algorithm.clip"]) == {(0.2, 0.2), (0.2, 0.28)}
+    assert set(frame.seed) == {5, 6, 7}
+    for row in frame.to_dict("records"):
+        assert row["reward"] == (row["algorithm.clip"][1] + row["seed"]) * row["step"]
+    again = sweep.sweep(tiny_config(seed=5), VALUES, seeds=3, workdir=tmp_path)
+    pd.testing.assert_frame_equal(again, frame)
+    more = sweep.sweep(tiny_config(seed=5), {"algorithm.clip": [(0.2, 0.28)]}, seeds=4, workdir=tmp_path)
+    assert len(trained) == 2 * 2 * 3 + 1  # at the config's own temperature, 1.0, only the fourth seed is new
+    assert len(more) == 8
+
+
+def test_the_hash_is_of_every_key_and_of_nothing_else(tiny_config):
+    one = sweep.config_hash(tiny_config())
+    assert one == sweep.config_hash(tiny_config())
+    assert len(one) == 16
+    assert one != sweep.config_hash(tiny_config(**{"algorithm.clip": (0.2, 0.27)}))
+    assert one != sweep.config_hash(tiny_config(stages=({"name": "a", "mesh.context": 4},)))
+
+
+def test_a_bad_combination_is_refused_before_anything_runs(trained, tiny_config, tmp_path):
+    with pytest.raises(UserError, match=r"did you mean `rollout.samples`\?"):
+        sweep.sweep(tiny_config(), {"rollout.smaples": [4]}, workdir=tmp_path)
+    with pytest.raises(UserError, match="expected at least 2, found 1"):
+        sweep.sweep(tiny_config(), {"rollout.samples": [4, 1]}, workdir=tmp_path)
+    assert not trained
+
+
+def test_curves_show_the_mean_in_the_band_of_the_seeds(trained, tiny_config, tmp_path):
+    frame = sweep.sweep(tiny_config(), VALUES, seeds=3, workdir=tmp_path)
+    figure = sweep.curves(frame, "algorithm.clip", ["reward"])
+    lines = figure.axes[0].lines
+    assert [line.get_label() for line in lines] == ["clip (0.2, 0.2)", "clip (0.2, 0.28)"]
+    assert lines[1].get_ydata().tolist() == pytest.approx([1.28, 2.56])  # of seeds 0, 1 and 2
+    (low, high) = figure.axes[0].collections[1].get_datalim(figure.axes[0].transData).get_points()[:, 1]
+    assert (low, high) == pytest.approx((0.28, 2 * 2.28))
+    figure = sweep.curves(frame, ["algorithm.clip", "rollout.temperature"], ["reward"], smooth=2)
+    assert figure.axes[0].lines[0].get_label() == "clip (0.2, 0.2), temperature 0.7"
+    assert figure.axes[0].lines[0].get_ydata().tolist() == pytest.approx([1.2, 1.8])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 200])
+def test_cores_are_dealt_out(processes):
+    cores, shares = os.sched_getaffinity(0), sweep.shares_of_cores(processes)
+    assert len(shares) == processes
+    assert all(shares)
+    assert set.union(*shares) == cores
+    if processes <= len(cores):
+        assert sum(map(len, shares)) == len(cores)
+
+
+@pytest.mark.slow
+def test_parallel_runs_are_those_of_one_process(tiny_config, tmp_path):
+    values = {"rollout.temperature": [0.7, 1.3]}
+    one, two = (
+        sweep.sweep(tiny_config(**{"training.steps": 2}), values, seeds=1, workdir=tmp_path / str(n), processes=n)
+        for n in (1, 2)
+    )
+    same = ["rollout.temperature", "seed", "run", "step", "reward", "response_length", "update/grad_norm"]
+    pd.testing.assert_frame_equal(one[same], two[same], rtol=1e-4)
+    assert one.reward.notna().all()
