@@ -72,6 +72,31 @@ def test_stages_override_short_and_dotted_keys():
     assert sum(stage.training.steps for _, stage in resolved) == 700
 
 
+# As released: rollout temperature, response tokens, validation temperature, sequence parallelism of each stage.
+RELEASED = {
+    "polaris_1p7b": [(1.5, 39_936, 1.2, 1), (1.55, 48_128, 1.4, 1)],
+    "polaris_4b": [(1.4, 39_936, 1.2, 1), (1.45, 48_128, 1.4, 1), (1.5, 52_224, 1.4, 4)],
+    "polaris_7b": [(0.7, 15_360, 0.6, 1), (1.0, 23_552, 0.8, 1), (1.1, 31_744, 0.8, 1)],
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_recipes_configs_hold_the_released_values(name):
+    stages = [stage for _, stage in configs.stages(configs.load(CONFIGS / f"{name}.py"))]
+    assert [
+        (s.rollout.temperature, s.rollout.max_response_tokens, s.evaluation.temperature, s.mesh.context) for s in stages
+    ] == RELEASED[name]
+    for s in stages:
+        assert (s.rollout.prompts, s.rollout.samples, s.rollout.top_p, s.rollout.top_k) == (128, 8, 1.0, 0)
+        assert (s.algorithm.loss, s.algorithm.advantage, s.algorithm.aggregation) == ("grpo", "group", "token")
+        assert (s.algorithm.clip, s.algorithm.kl, s.updates.minibatches) == ((0.2, 0.28), 0, 1)
+        assert (s.optimizer.learning_rate, s.optimizer.schedule, s.optimizer.warmup_steps) == (1e-6, "constant", 0)
+        assert (s.optimizer.betas, s.optimizer.weight_decay, s.optimizer.clip_norm) == ((0.9, 0.999), 0.01, 1.0)
+        assert s.data.max_prompt_tokens == 1024
+        longest = s.data.max_prompt_tokens + s.rollout.max_response_tokens
+        assert max(s.updates.row_lengths) >= longest - 1
+
+
 def test_a_config_without_stages_is_one_stage():
     config = runpy.run_path(str(CONFIGS / "tiny.py"))["get_config"]()
     assert configs.stages(config) == [("train", config)]
