@@ -21,7 +21,7 @@ def answer_groups(problems: Sequence[Problem], rows: Sequence[Sequence[Record]],
     """Numbers equal answers to a problem alike: int [P, K], NO_ANSWER where a response has none.
 
     rows: K records for each of the P problems. The answer is what the verifier extracts. Two are equal when they read
-    the same but for white space and dollar signs, when both equal the one ground truth, or when the verifier takes one
+    the same but for dollar signs and the length of white space, when both equal the one ground truth, or when the verifier takes one
     for the other. A right and a wrong answer are never equal; one that the verifier could not read equals its like.
     """
     groups_PK = np.full((len(rows), len(rows[0])), NO_ANSWER)
@@ -43,7 +43,7 @@ def answer_groups(problems: Sequence[Problem], rows: Sequence[Sequence[Record]],
 def _box(record: Record) -> str | None:
     if record.reason in _WITHOUT_ANSWER:
         return None
-    return "".join(str(final_box(record.response, require_think=False)).replace("$", "").split())
+    return " ".join(str(final_box(record.response, require_think=False)).replace("$", " ").split())
 
 
 def _compare(

@@ -213,6 +213,14 @@ def test_answers_are_grouped_by_equality(pool):
     assert answer_groups([problem], [rows], pool).tolist() == [[0, 0, 2, 3, 3, 5, -1, -1, -1, 3]]
 
 
+def test_white_space_between_digits_makes_another_answer(pool):
+    problem = Problem("p", "q", ("385",), "s")
+    rows = [
+        judge_one(problem, answer, sample, pool) for sample, answer in enumerate(("385", "3 8 5", " 3  8 5", "$385$"))
+    ]
+    assert answer_groups([problem], [rows], pool).tolist() == [[0, 1, 1, 0]]
+
+
 def judge_one(problem, answer, sample, pool):
     response = "</think>" if answer is None else f"</think>\\boxed{{{answer}}}"
     verdict = pool.submit(response, problem.answers).result()

@@ -155,11 +155,38 @@ def script(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_script_scores_the_responses_of_others(tmp_path):
+def test_script_scores_the_committed_responses_as_by_hand(tmp_path):
+    """The four problems of responses.parquet, four responses each, as their boxes read.
+
+    1. answer 2:             2, 2.0, 3, no box                       lengths 10, 20, 30, 40
+    2. answer 1/2:           1/3, 1/3 (as a fraction), 1/2, 0.3     lengths 10 each
+    3. answer 7:             7 four times, but cut off in thought    lengths 100 each
+    4. answer 0.01 or 0.02:  0.01, 0.02, 0.02, 0.03                  lengths 5 each
+
+    95% intervals are mean +- 1.96 s / sqrt(4), s^2 the sum of squared deviations over 3, cut to [0, 1] or from 0.
+    """
     done = script(f"--responses={SYNTHETIC}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert "synthetic  4  4   37.5" in done.stdout
-    assert (tmp_path / "out" / "scores.json").exists()
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]["synthetic"]
+    by_hand = {
+        # 1/2, 1/4, 0, 3/4: squares 0.0156 + 0.0156 + 0.1406 + 0.1406 = 0.3125, s = 0.32275, margin 0.31629
+        "avg@4": (0.375, 0.05871, 0.69129),
+        "pass@1": (0.375, 0.05871, 0.69129),
+        # of 6 pairs 5, 3, 0, 6 hold a right one: mean 14/24; squares 7/12, s = 0.44096, margin 0.43214, cut at 1
+        "pass@2": (0.58333, 0.15119, 1.0),
+        # 1, 1, 0, 1: squares 3/16 + 9/16 = 3/4, s = 0.5, margin 0.49, cut at 1
+        "pass@4": (0.75, 0.26, 1.0),
+        # most say 2 (right), 1/3 (wrong), nothing, 0.02 (right); 1, 0, 0, 1: s = 0.57735, margin 0.56580, cut at both
+        "maj@4": (0.5, 0.0, 1.0),
+        # 25, 10, 100, 5: squares 100 + 625 + 4225 + 900 = 5850, s = 44.1588, margin 43.27563, cut at 0
+        "length": (35.0, 0.0, 78.27563),
+    }
+    for name, values in by_hand.items():
+        assert tuple(scores[name].values()) == pytest.approx(values, abs=1e-5), name
+    # Without box: one of the first problem, and the four that never ended their thought; those were cut off.
+    assert (scores["problems"], scores["samples"]) == (4, 4)
+    assert (scores["no_box"], scores["cut_off"]) == (5 / 16, 4 / 16)
 
 
 def test_script_says_in_one_line_what_is_wrong(tmp_path):
