@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
     c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
+    c.data.drop_above = 0.9  # at a stage's end problems with a higher accuracy are dropped; 1: none
     c.data.max_prompt_tokens = 1024  # longer prompts are dropped and counted; benchmarks keep all of theirs
 
     c.rollout = ConfigDict()
@@ -35,6 +36,12 @@ def get_config() -> ConfigDict:
     c.rollout.tokens_per_call = 32  # decoded on the device between two looks by the host
     c.rollout.yarn_factor = 1.0  # of context extension at inference; 1: off
     c.rollout.yarn_attention_factor = 1.0  # on cos and sin; the recipe found YaRN's own worse
+
+    c.search = ConfigDict()  # of the temperature that restores the diversity at the start of training
+    c.search.on = False  # set by a later stage's temperature="search"
+    c.search.problems = 64  # of the training problems
+    c.search.samples = 8  # responses to each
+    c.search.highest = 1.6  # temperature
 
     c.algorithm = ConfigDict()
     c.algorithm.loss = "grpo"  # grpo, gspo, cispo or sft: rl/losses.py, with the settings of each paper
@@ -97,6 +104,11 @@ def get_config() -> ConfigDict:
     c.sft.schedule = "cosine"
     c.sft.warmup_steps = 50
 
+    c.difficulty = ConfigDict()  # measured with the model to be trained and the first stage's sampling
+    c.difficulty.problems = 0  # the first so many of data.train; 0: all
+    c.difficulty.samples = 8  # rollouts a problem
+    c.difficulty.keep = ((0.0, 0.999),)  # lowest and highest accuracy of each band that is kept: 8/8 is dropped
+
     c.evaluation = ConfigDict()
     c.evaluation.benchmarks = ("aime24", "aime25", "amc23", "minerva", "olympiad")  # "aime24:32": 32 samples of it
     c.evaluation.samples = 4  # per problem, where the benchmark's name has no number
@@ -104,5 +116,6 @@ def get_config() -> ConfigDict:
     c.evaluation.top_p = 1.0
     c.evaluation.top_k = 0
     c.evaluation.max_response_tokens = 4096
+    c.evaluation.yarn_factor = 1.0  # in evaluation alone, where it is more than rollout's; the recipe: 1.5
     c.evaluation.max_problems = 0  # 0: all
     return c

@@ -43,6 +43,8 @@ def get_config():
 
     c.reward.workers = 1
 
+    c.difficulty.problems = 512
+
     c.evaluation.benchmarks = ("arithmetic",)
     c.evaluation.samples = 4
     c.evaluation.max_problems = 128

@@ -13,12 +13,24 @@ from ml_collections import ConfigDict
 from configs import base
 from polaris_jax.errors import UserError
 
-# A stage may name these keys alone; every other key by its full path, such as "data.train".
+# A stage may name these keys alone; every other key by its full path, such as "data.train". The temperature "search"
+# sets `search.on`.
 STAGE_KEYS = {
     "steps": "training.steps",
     "temperature": "rollout.temperature",
     "max_response_tokens": "rollout.max_response_tokens",
 }
+
+AT_LEAST_ONE = (
+    "rollout.prompts",
+    "rollout.samples",
+    "rollout.slots",
+    "rollout.max_response_tokens",
+    "updates.rows",
+    "algorithm.rescue_buffer",
+    "search.problems",
+    "search.samples",
+)
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -57,7 +69,7 @@ def check(config: ConfigDict) -> None:
         _check_value(key, value, known)
     for key in known.keys() - found.keys():
         raise UserError(f"config.{key}: missing; start from configs/base.py")
-    for key in ("rollout.prompts", "rollout.samples", "rollout.slots", "rollout.max_response_tokens", "updates.rows"):
+    for key in AT_LEAST_ONE:
         if found[key] < 1:
             raise UserError(f"config.{key}: expected at least 1, found {found[key]}")
     if found["rollout.samples"] < 2 and found["algorithm.loss"] != "sft":
@@ -71,9 +83,11 @@ def check(config: ConfigDict) -> None:
 
 def stages(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
     """Name and config of each stage, in order; a config without stages is one stage called "train"."""
+    known = dict(flatten(base.get_config()))
+    if config.search.on or (config.stages and _stage_overrides(config.stages[0], known).get("search.on")):
+        raise UserError("config.stages: the first stage needs a number as its temperature; later ones may search")
     if not config.stages:
         return [("train", config)]
-    known = dict(flatten(base.get_config()))
     return [
         (stage.get("name", f"stage{i}"), override(config, {**_stage_overrides(stage, known), "stages": ()}))
         for i, stage in enumerate(map(dict, config.stages), 1)
@@ -82,6 +96,8 @@ def stages(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
 
 def _stage_overrides(stage: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     resolved = {STAGE_KEYS.get(key, key): value for key, value in stage.items() if key != "name"}
+    if resolved.get("rollout.temperature") == "search":
+        resolved = {key: value for key, value in resolved.items() if key != "rollout.temperature"} | {"search.on": True}
     for key in resolved:
         if key not in known:
             raise UserError(f"config.stages: no such key `{key}`{_nearest(key, {**STAGE_KEYS, **known})}")

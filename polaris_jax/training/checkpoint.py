@@ -3,19 +3,20 @@
 WORKDIR/model.json               the model's shape
 WORKDIR/tokenizer/               a Hugging Face tokenizer
 WORKDIR/checkpoints/STEP/state   parameters, optimizer and step (orbax)
-WORKDIR/checkpoints/STEP/host    stage, place in the data, accuracies (json)
+WORKDIR/checkpoints/STEP/host    stage, place in the data, accuracies, temperature (json)
+WORKDIR/checkpoints/STEP/arrays  right responses kept for the rescue, where there are any
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from polaris_jax.errors import UserError
+from polaris_jax.training.host import HostState, from_saved, to_saved
 from polaris_jax.training.state import TrainState
 
 
@@ -34,17 +35,20 @@ def prepare_workdir(workdir: str | Path) -> Path:
 def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """The run's checkpoints, the newest `keep` of which are kept. Saving is atomic: a step is there whole or not."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options, item_names=("state", "host"))
+    return ocp.CheckpointManager(workdir / "checkpoints", options=options, item_names=("state", "host", "arrays"))
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState, host: dict[str, Any]) -> None:
-    """Saves `state` and the json-able `host` under the state's step."""
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
-    checkpoints.save(int(state.step), args=items)
+def save(checkpoints: ocp.CheckpointManager, state: TrainState, host: HostState) -> None:
+    """Saves both under the state's step."""
+    saved, arrays = to_saved(host)
+    items = {"state": ocp.args.StandardSave(state), "host": ocp.args.JsonSave(saved)}
+    if arrays:
+        items["arrays"] = ocp.args.StandardSave(arrays)
+    checkpoints.save(int(state.step), args=ocp.args.Composite(**items))
 
 
-def restore(checkpoints: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint, placed like `like`; None where there is none.
+def restore(checkpoints: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, HostState] | None:
+    """The newest checkpoint's state, placed like `like`, and its host state; None where there is none.
 
     Raises UserError when the saved state is of another model.
     """
@@ -52,10 +56,12 @@ def restore(checkpoints: ocp.CheckpointManager, like: TrainState) -> tuple[Train
     if step is None:
         return None
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
+    items = {"state": ocp.args.StandardRestore(abstract), "host": ocp.args.JsonRestore()}
+    if "arrays" in checkpoints.item_metadata(step):
+        items["arrays"] = ocp.args.StandardRestore()
     try:
-        restored = checkpoints.restore(step, args=items)
+        restored = checkpoints.restore(step, args=ocp.args.Composite(**items))
     except ValueError as error:
         where = f"{checkpoints.directory}/{step}"
         raise UserError(f"{where}: does not fit the configured model or optimizer: {error}") from error
-    return restored["state"], restored["host"]
+    return restored["state"], from_saved(restored["host"], restored.get("arrays") or {})

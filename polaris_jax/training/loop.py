@@ -1,6 +1,6 @@
 """GRPO, top to bottom: each step samples groups of rollouts, verifies them, and makes one update.
 
-problems -> prompts -> rollouts -> rewards -> groups -> advantages -> packed batches -> update
+problems -> prompts -> rollouts -> rewards -> groups -> exploration -> advantages -> packed batches -> update
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
-from polaris_jax.data.curriculum import Curriculum, draw, visited
+from polaris_jax.data.curriculum import Curriculum, draw, remaining, visited
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate, response_text
@@ -27,13 +27,16 @@ from polaris_jax.evaluation.job import load_benchmarks, make_sampling, verifier_
 from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES, soft_overlong_punishment
+from polaris_jax.rl.exploration import explore, remember
 from polaris_jax.rl.losses import LOSSES
 from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import checkpoint
-from polaris_jax.training.metrics import History, MetricsLogger
+from polaris_jax.training.host import HostState
+from polaris_jax.training.metrics import History, MetricsLogger, group_metrics
+from polaris_jax.training.stages import enter_stage, make_measure
 from polaris_jax.training.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.training.state import TrainState, init_state
 from polaris_jax.types import Group, Problem, Prompt, Rollout
@@ -64,36 +67,54 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     save_model_files(workdir, model, tokenizer)
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2), encoding="utf-8")
 
-    curriculum, first_stage, stage_start = Curriculum(), 0, 0
-    checkpoints = checkpoint.open_checkpoints(workdir, config.training.keep)
+    host, checkpoints = HostState(), checkpoint.open_checkpoints(workdir, config.training.keep)
     if restored := checkpoint.restore(checkpoints, state):
         state, host = restored
-        curriculum, first_stage, stage_start = Curriculum(**host["curriculum"]), host["stage"], host["stage_start"]
 
     total = sum(stage.training.steps for _, stage in stages)
     start = int(state.step)
     shown = ("reward", "response_length", "tokens_per_s")
+    clock = time.perf_counter()
     with verifier_pool(config) as pool, MetricsLogger(workdir, "GRPO", total, start, shown) as log:
-        for index, (name, stage) in list(enumerate(stages))[first_stage:]:
-            if index > first_stage:
-                stage_start = int(state.step)
+        for index, (name, stage) in list(enumerate(stages))[host.stage :]:
             engine = RolloutEngine(model, mesh, stage.rollout)
             update = make_update(model, stage, mesh, reference)
-            sampling = make_sampling(stage.rollout, stop_ids(tokenizer))
-            stage_end = stage_start + stage.training.steps
+            if int(state.step) == 0 or index > host.stage:
+                log.phase(f"entering stage {name}")
+                measure = make_measure(state.params, engine, tokenizer, problems, stage, pool)
+                host = enter_stage(host, index, [stage for _, stage in stages], int(state.step), problems, measure)
+            sampling = replace(make_sampling(stage.rollout, stop_ids(tokenizer)), temperature=host.temperature)
+            stage_end = host.stage_start + stage.training.steps
             while int(state.step) < stage_end:
                 state, curriculum, metrics, groups = train_step(
-                    state, curriculum, stage, problems, prompts, engine, update, pool, tokenizer, sampling, log.phase
+                    state,
+                    host.curriculum,
+                    stage,
+                    problems,
+                    prompts,
+                    engine,
+                    update,
+                    pool,
+                    tokenizer,
+                    sampling,
+                    log.phase,
                 )
                 step = int(state.step)
                 if held_out and step % config.training.evaluate_every == 0:
                     log.phase("evaluation")
                     metrics |= evaluation_metrics(state, stage, held_out, engine, pool, tokenizer)
-                log.write(step, {"stage": index, **metrics})
+                spent, clock = time.perf_counter() - clock, time.perf_counter()
+                host = replace(
+                    host, curriculum=curriculum, device_seconds=host.device_seconds + spent * mesh.devices.size
+                )
+                metrics |= {"stage": index, "temperature": host.temperature}
+                metrics |= {"cost/device_hours": host.device_seconds / 3600}
+                log.write(step, metrics)
                 log_samples(log, step, name, groups[: stage.training.log_samples], tokenizer)
                 stuck = metrics["update/skipped_in_a_row"] >= stage.updates.max_skipped
-                if step % stage.training.checkpoint_every == 0 or step == stage_end or stuck:
-                    host = {"curriculum": asdict(curriculum), "stage": index, "stage_start": stage_start}
+                searched = stage.search.on and step == host.stage_start + 1  # a search is not to be done twice
+                if step % stage.training.checkpoint_every == 0 or step == stage_end or stuck or searched:
+                    log.phase("checkpoint")
                     checkpoint.save(checkpoints, state, host)
                 check_finite(metrics["update/skipped_in_a_row"], stage)
         return log.history()
@@ -130,33 +151,49 @@ def train_step(
 ) -> tuple[TrainState, Curriculum, dict[str, float], list[Group]]:
     """One step of GRPO. Returns the new state and curriculum, the step's metrics, and its groups."""
     started = time.perf_counter()
-    visits, curriculum = draw(curriculum, problems, config.rollout.prompts, config.seed)
-    seed = step_seed(config.seed, int(state.step))
-    groups, reasons = sample_groups(
+    step = int(state.step)
+    visits, curriculum = draw(curriculum, remaining(curriculum, problems), config.rollout.prompts, config.seed)
+    seed = step_seed(config.seed, step)
+    groups, texts, metrics = sample_groups(
         engine, state.params, visits, prompts, config.rollout.samples, sampling, seed, pool, tokenizer, phase
     )
     sampled = time.perf_counter()
 
-    rewards_NG = np.stack([group.rewards for group in groups])
+    explored = explore(groups, curriculum.solutions, config, step)
+    rewards_NG = np.stack([group.rewards for group in explored.groups])
     if buffer := config.algorithm.overlong_buffer:
-        lengths_NG = np.asarray([[len(rollout.tokens) for rollout in group.rollouts] for group in groups])
+        lengths_NG = np.asarray([[len(rollout.tokens) for rollout in group.rollouts] for group in explored.groups])
         rewards_NG = rewards_NG + soft_overlong_punishment(lengths_NG, sampling.max_response_tokens, buffer)
     advantages_NG = ADVANTAGES[config.algorithm.advantage](rewards_NG)
-    batches, packing = pack(from_rollouts(groups, advantages_NG), config.updates)
-    phase("update")
-    state, update_metrics = update(state, batches, sampling.temperature)
+    batches, packing = pack(from_rollouts(explored.groups, advantages_NG, explored.off_policy), config.updates)
+    least = config.algorithm.min_mixed
+    too_few = least > 0 and explored.mixed / len(groups) <= least
+    if too_few:
+        state = state._replace(step=state.step + 1)
+        update_metrics = {"skipped_in_a_row": float(state.opt_state.skipped_in_a_row)}
+    else:
+        phase("update")
+        state, update_metrics = update(state, batches, sampling.temperature)
     finished = time.perf_counter()
+    curriculum = visited(curriculum, groups)
+    if config.algorithm.rescue:
+        solutions = remember(curriculum.solutions, groups, config.algorithm.rescue_buffer)
+        curriculum = replace(curriculum, solutions=solutions)
 
-    metrics = group_metrics(groups) | {f"verdict/{reason}": share for reason, share in reasons.items()}
+    metrics = group_metrics(groups, texts) | metrics
+    metrics |= {"groups/rescued": explored.rescued, "groups/substituted": explored.substituted}
+    metrics |= {"curriculum/problems": len(problems) - len(curriculum.dropped)}
+    metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
     metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
     metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {
+        "update/too_few_mixed": float(too_few),
         "tokens_per_s": sum(len(r.tokens) for g in groups for r in g.rollouts) / (finished - started),
         "seconds/rollout": sampled - started,
         "seconds/update": finished - sampled,
         "seconds/step": finished - started,
     }
-    return state, visited(curriculum, groups), metrics, groups
+    return state, curriculum, metrics, groups
 
 
 def sample_groups(
@@ -170,42 +207,31 @@ def sample_groups(
     pool: VerifierPool,
     tokenizer: PreTrainedTokenizerBase,
     phase: Callable[[str], None] = lambda text: None,
-) -> tuple[list[Group], dict[str, float]]:
+) -> tuple[list[Group], list[list[str]], dict[str, float]]:
     """Samples `samples` responses a problem and verifies each as soon as it is finished.
 
-    Returns the groups in the problems' order, samples in order, and the share of each verdict's reason.
+    Returns the groups in the problems' order, samples in order, the responses' texts likewise, and metrics: the share
+    of each verdict's reason, and the seconds that verdicts were waited for when all was sampled.
     """
     by_id = {problem.id: problem for problem in problems}
-    finished: dict[tuple[str, int], tuple[Rollout, Any]] = {}
+    finished: dict[tuple[str, int], tuple[Rollout, str, Any]] = {}
     for rollout in engine.generate(params, [prompts[p.id] for p in problems], samples, sampling, seed):
-        verdict = pool.submit(response_text(rollout, tokenizer), by_id[rollout.problem_id].answers)
-        finished[rollout.problem_id, rollout.sample] = rollout, verdict
+        text = response_text(rollout, tokenizer)
+        verdict = pool.submit(text, by_id[rollout.problem_id].answers)
+        finished[rollout.problem_id, rollout.sample] = rollout, text, verdict
         phase(f"{len(finished)} of {len(problems) * samples} rollouts")
-    groups = []
+    sampled = time.perf_counter()
+    groups, texts = [], []
     reasons: Counter[str] = Counter()
     for problem in problems:
-        pairs = [finished[problem.id, sample] for sample in range(samples)]
-        verdicts = [future.result() for _, future in pairs]
+        rollouts, responses, futures = zip(*(finished[problem.id, sample] for sample in range(samples)), strict=True)
+        verdicts = [future.result() for future in futures]
         reasons.update(verdict.reason for verdict in verdicts)
         rewards = np.asarray([verdict.correct for verdict in verdicts], np.float32)
-        groups.append(Group(problem, tuple(rollout for rollout, _ in pairs), rewards))
-    return groups, {reason: count / reasons.total() for reason, count in reasons.items()}
-
-
-def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Reward, response length in tokens, share cut off, and how many groups carry an advantage."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = np.asarray([len(rollout.tokens) for rollout in rollouts])
-    accuracies = np.asarray([group.accuracy for group in groups])
-    return {
-        "reward": float(np.mean([group.rewards for group in groups])),
-        "response_length": float(lengths.mean()),
-        "response_length/max": float(lengths.max()),
-        "cut_off": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
-        "groups/all_right": float(np.mean(accuracies == 1)),
-        "groups/all_wrong": float(np.mean(accuracies == 0)),
-        "groups/mixed": float(np.mean((accuracies > 0) & (accuracies < 1))),
-    }
+        groups.append(Group(problem, rollouts, rewards))
+        texts.append(list(responses))
+    metrics = {f"verdict/{reason}": count / reasons.total() for reason, count in reasons.items()}
+    return groups, texts, metrics | {"seconds/verdicts": time.perf_counter() - sampled}
 
 
 def evaluation_metrics(
@@ -217,16 +243,18 @@ def evaluation_metrics(
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, float]:
     """Each benchmark's mean accuracy and response length, with the settings of `config.evaluation`."""
+    started = time.perf_counter()
     sampling = make_sampling(config.evaluation, stop_ids(tokenizer))
     samples, longest = config.evaluation.samples, config.data.max_prompt_tokens
     found = evaluate(
         state.params, engine, tokenizer, problems, sampling, samples, config.seed, pool, max_prompt_tokens=longest
     )
-    return {
+    metrics = {
         f"evaluation/{benchmark}/{name}": scores[name]["mean"]
         for benchmark, scores in found.scores.items()
         for name in (f"avg@{scores['samples']}", "length")
     }
+    return metrics | {"seconds/evaluation": time.perf_counter() - started}
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.summary import Writer
+
+from polaris_jax.rl.temperature import diversity
+from polaris_jax.types import Group
+
+PERCENTILES = (10, 50, 90, 99)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,30 @@ class History:
             axis.grid(alpha=0.3)
         plt.close(figure)
         return figure
+
+
+def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, float]:
+    """What a step's groups, as they were sampled, say of the model.
+
+    Reward; response length in tokens (mean, percentiles, longest) and share cut off; diversity of the responses, whose
+    texts are given group by group; how many groups are all right, all wrong and mixed, and the histogram of pass
+    rates: how many groups have k of their n samples right.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths, samples = [len(rollout.tokens) for rollout in rollouts], len(groups[0].rollouts)
+    right = Counter(int((group.rewards == 1).sum()) for group in groups)
+    return {
+        "reward": float(np.mean([group.rewards for group in groups])),
+        "response_length": float(np.mean(lengths)),
+        **{f"response_length/p{q}": float(np.percentile(lengths, q)) for q in PERCENTILES},
+        "response_length/max": max(lengths),
+        "cut_off": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        "diversity": diversity(texts),
+        "groups/all_right": right[samples],
+        "groups/all_wrong": right[0],
+        "groups/mixed": len(groups) - right[samples] - right[0],
+        **{f"pass_rate/{k}_of_{samples}": right[k] for k in range(samples + 1)},
+    }
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

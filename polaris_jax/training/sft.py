@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,6 +15,7 @@ from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import checkpoint
+from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger
 from polaris_jax.training.start import check_rows, load_conversations, load_model, load_tokenizer, save_model_files
 from polaris_jax.training.state import init_state
@@ -46,7 +46,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     checkpoints = checkpoint.open_checkpoints(workdir, config.training.keep)
     if restored := checkpoint.restore(checkpoints, state):
         state, host = restored
-        place = Curriculum(**host["place"])
+        place = host.curriculum
 
     update = make_update(model, config, mesh)
     steps, start = config.training.steps, int(state.step)
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
             log.write(step, packing | metrics | speed)
             stuck = metrics["skipped_in_a_row"] >= config.updates.max_skipped
             if step % config.training.checkpoint_every == 0 or step == steps or stuck:
-                checkpoint.save(checkpoints, state, {"place": asdict(place)})
+                checkpoint.save(checkpoints, state, HostState(place))
             check_finite(metrics["skipped_in_a_row"], config)
         return log.history()
 

@@ -1,19 +1,26 @@
 """The GRPO loop: what a run writes, exact resume, stages, and independence of the mesh."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from polaris_jax import hf
 from polaris_jax.errors import UserError
-from polaris_jax.training import loop
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training import checkpoint, loop
+from polaris_jax.training.host import from_saved, to_saved
 from polaris_jax.training.optimizer import global_norm
+from polaris_jax.training.start import load_model, load_tokenizer
+from tests.conftest import EvenLengthPool
 
 
 def params_of(workdir):
@@ -25,7 +32,7 @@ def assert_same(left, right):
 
 
 def without_times(rows):
-    timed = ("_s", "seconds", "compilations", "peak_share")
+    timed = ("_s", "seconds", "compilations", "peak_share", "device_hours")
     return [{k: v for k, v in row.items() if not (k.startswith("seconds") or k.endswith(timed))} for row in rows]
 
 
@@ -46,7 +53,15 @@ def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
     assert (frame["update/grad_norm"] > 0).any()
     assert frame["evaluation/arithmetic/avg@2"].notna().tolist() == [False, True, False, True]
     assert (frame["update/sampler_trainer_gap"] < 1e-4).all()
-    assert frame[["groups/all_right", "groups/all_wrong", "groups/mixed"]].sum(axis=1).eq(1).all()
+    assert frame[["groups/all_right", "groups/all_wrong", "groups/mixed"]].sum(axis=1).eq(4).all()
+    assert frame[[f"pass_rate/{k}_of_4" for k in range(5)]].sum(axis=1).eq(4).all()
+    assert (frame["pass_rate/0_of_4"] == frame["groups/all_wrong"]).all()
+    lengths = frame[["response_length/p10", "response_length/p50", "response_length/p90", "response_length/max"]]
+    assert (lengths.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
+    assert frame.diversity.between(0, 1).all()
+    assert (frame.temperature == 1.0).all()
+    assert (frame["cost/device_hours"].diff().iloc[1:] > 0).all()
+    assert frame["cost/device_hours"].iloc[-1] * 3600 > frame["seconds/step"].sum()
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in written] == [1, 2, 3, 4]
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
@@ -55,21 +70,120 @@ def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
     assert history.plot().axes[0].get_title() == "reward"
 
 
-def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch):
-    unbroken = run("unbroken")
-    step, count = loop.train_step, iter(range(100))
+EXPLORE = {"algorithm.rescue": True, "algorithm.substitute": True}
 
-    def killed_in_the_fourth_step(*args):
-        if next(count) == 3:
+
+@pytest.fixture
+def few_problems(monkeypatch):
+    """Makes every step visit the same problems."""
+    monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_PROBLEMS", 4)
+
+
+def killed(monkeypatch, name, at):
+    """Makes the loop's function of that name raise KeyboardInterrupt at its `at`-th call, once."""
+    function, count = getattr(loop, name), itertools.count(1)
+
+    def interrupted(*args):
+        if next(count) == at:
             raise KeyboardInterrupt
-        return step(*args)
+        return function(*args)
 
-    monkeypatch.setattr(loop, "train_step", killed_in_the_fourth_step)
+    monkeypatch.setattr(loop, name, interrupted)
+
+
+def host_of(workdir):
+    """The host state of the newest checkpoint, without its times."""
+    checkpoints = checkpoint.open_checkpoints(workdir, 2)
+    args = ocp.args.Composite(host=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
+    found = checkpoints.restore(checkpoints.latest_step(), args=args)
+    return replace(from_saved(found["host"], found["arrays"]), device_seconds=0.0)
+
+
+def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch, few_problems):
+    unbroken = run("unbroken", **EXPLORE)
+    killed(monkeypatch, "train_step", at=4)
     with pytest.raises(KeyboardInterrupt):
-        run("broken")
-    resumed = run("broken")
+        run("broken", **EXPLORE)
+    resumed = run("broken", **EXPLORE)
     assert without_times(resumed.rows) == without_times(unbroken.rows)
     assert_same(params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken"))
+    left, right = host_of(tmp_path / "broken"), host_of(tmp_path / "unbroken")
+    assert list(left.curriculum.solutions) == list(right.curriculum.solutions) != []
+    assert_same(to_saved(left), to_saved(right))
+
+
+class OnlyTheFirst(EvenLengthPool):
+    """Takes the first `right` responses for right, and no later one."""
+
+    def __init__(self, right):
+        self.right = right
+
+    def submit(self, response, answer):
+        self.right -= 1
+        return super().submit("" if self.right >= 0 else "1", answer)
+
+
+def test_failed_groups_learn_from_their_earlier_solutions(run, monkeypatch, few_problems):
+    pool = OnlyTheFirst(16)
+    monkeypatch.setattr(loop, "verifier_pool", lambda config: pool)
+    frame = run("run", **EXPLORE, **{"training.steps": 2, "training.checkpoint_every": 1}).frame()
+    assert frame["groups/all_right"].tolist() == [4, 0]
+    assert frame["groups/all_wrong"].tolist() == [0, 4]
+    assert frame["groups/rescued"].tolist() == [0, 4]
+    assert frame["groups/substituted"].tolist() == [0, 0]
+    assert frame["update/grad_norm"].iloc[0] == 0  # nothing mixed: nothing to learn from, and nothing breaks
+    assert frame["update/grad_norm"].iloc[1] > 0
+    assert frame["update/ratio_max"].iloc[1] > 1 + 1e-4 > frame["update/ratio_max"].iloc[0]
+    assert frame.reward.tolist() == [1, 0]  # of what was sampled
+
+
+def test_with_too_few_mixed_groups_there_is_no_update(run, tiny_config, tmp_path, monkeypatch):
+    pool = OnlyTheFirst(2)  # of 4 x 4: two groups at most are mixed
+    monkeypatch.setattr(loop, "verifier_pool", lambda config: pool)
+    frame = run("run", **{"training.steps": 1, "algorithm.min_mixed": 1 / 2}).frame()
+    assert frame["update/too_few_mixed"].tolist() == [1]
+    config = tiny_config()
+    mesh = make_mesh(config.mesh)
+    assert_same(params_of(tmp_path / "run"), load_model(config, mesh, load_tokenizer(config))[1])
+
+
+@pytest.mark.slow
+def test_a_stage_searches_its_temperature_once(run, tmp_path, monkeypatch):
+    stages = ({"name": "first", "steps": 1}, {"name": "second", "steps": 3, "temperature": "search"})
+    settings = {"stages": stages, "search.problems": 2, "search.samples": 2, "training.checkpoint_every": 10}
+    asked = []
+
+    def search(measure, target, start, *, highest):
+        asked.append((target, start, measure(1.2)[1]))
+        return 1.25
+
+    monkeypatch.setattr("polaris_jax.training.stages.search_temperature", search)
+    unbroken = run("unbroken", **settings)
+    assert unbroken.frame().temperature.tolist() == [1.0, 1.25, 1.25, 1.25]
+    killed(monkeypatch, "enter_stage", at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", **settings)
+    killed(monkeypatch, "train_step", at=3)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", **settings)
+    resumed = run("broken", **settings)
+    assert asked[0] == asked[1]
+    assert len(asked) == 2
+    assert without_times(resumed.rows) == without_times(unbroken.rows)
+    assert_same(params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken"))
+
+
+@pytest.mark.slow
+def test_easy_problems_are_dropped_when_a_stage_ends(run, monkeypatch):
+    monkeypatch.setattr(loop, "verifier_pool", lambda config: OnlyTheFirst(24))
+    stages = ({"name": "first", "steps": 2}, {"name": "second", "steps": 2})
+    frame = run("run", stages=stages, **{"training.checkpoint_every": 1}).frame()
+    easy = int(frame["groups/all_right"].iloc[:2].sum())
+    assert easy > 3
+    assert frame["curriculum/dropped"].tolist() == [0, 0, easy, easy]
+    assert frame["curriculum/problems"].tolist() == [64, 64, 64 - easy, 64 - easy]
+    again = run("run", stages=(*stages, {"name": "third", "steps": 1})).frame()
+    assert again["curriculum/dropped"].tolist() == [0, 0, easy, easy, easy]
 
 
 def test_a_finished_run_is_left_as_it_is(run, tmp_path):
@@ -110,6 +224,7 @@ def test_another_models_checkpoint_is_refused(run):
         ({"rollout.prompts": 10_000}, "config.rollout.prompts: 10000 a step, but there are 64 problems"),
         ({"algorithm.loss": "gpro"}, "config.algorithm.loss: expected one of"),
         ({"algorithm.advantage": "men"}, "config.algorithm.advantage: expected one of"),
+        ({"stages": ({"temperature": "search"},)}, "config.stages: the first stage needs a number"),
         ({"updates.row_lengths": (32,)}, "config.updates.row_lengths: the longest is 32"),
     ],
 )

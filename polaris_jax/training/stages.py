@@ -1,0 +1,78 @@
+"""What happens between two stages: the easy problems are dropped, and the temperature of the next stage is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax.data.curriculum import drop_easy
+from polaris_jax.evaluation.evaluate import evaluate
+from polaris_jax.evaluation.job import make_sampling
+from polaris_jax.evaluation.probe import measures
+from polaris_jax.hf import stop_ids
+from polaris_jax.rewards import VerifierPool
+from polaris_jax.rl.temperature import search_temperature
+from polaris_jax.rollout import RolloutEngine
+from polaris_jax.training.host import HostState
+from polaris_jax.types import Problem
+
+Measure = Callable[[float], tuple[float, float]]  # a temperature's accuracy and diversity
+
+
+def enter_stage(
+    host: HostState,
+    index: int,
+    stages: Sequence[ConfigDict],
+    step: int,
+    problems: Sequence[Problem],
+    measure: Measure,
+) -> HostState:
+    """The host state with which stage `index` begins behind `step`.
+
+    At the end of a stage problems with an accuracy over its `data.drop_above` are dropped. The temperature is the
+    config's, or where that says "search" the one that restores the diversity measured before the first stage, looked
+    for from the temperature of the stage before. measure: for the model that this stage begins with. The same for the
+    same arguments, so that a run that is stopped in here gets the same again.
+    """
+    stage, curriculum, diversity = stages[index], host.curriculum, host.diversity
+    if index > 0:
+        least = stage.rollout.prompts
+        curriculum = drop_easy(curriculum, problems, stages[index - 1].data.drop_above, least)
+    temperature = float(stage.rollout.temperature)
+    if stage.search.on:
+        highest = max(stage.search.highest, host.temperature)
+        temperature = search_temperature(measure, diversity, host.temperature, highest=highest)
+    elif index == 0 and any(later.search.on for later in stages):
+        _, diversity = measure(temperature)
+    return replace(
+        host, curriculum=curriculum, stage=index, stage_start=step, temperature=temperature, diversity=diversity
+    )
+
+
+def make_measure(
+    params: Any,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    config: ConfigDict,
+    pool: VerifierPool,
+) -> Measure:
+    """Builds `measure(temperature) -> (accuracy, diversity)` on `config.search.problems` of the problems.
+
+    They are drawn by the seed, the same in every stage, and get `config.search.samples` responses each.
+    """
+    order = np.random.default_rng([config.seed]).permutation(len(problems))
+    probed = [problems[i] for i in order[: config.search.problems]]
+    sampling, samples = make_sampling(config.rollout, stop_ids(tokenizer)), config.search.samples
+
+    def measure(temperature: float) -> tuple[float, float]:
+        at = replace(sampling, temperature=temperature)
+        found = measures(evaluate(params, engine, tokenizer, probed, at, samples, config.seed, pool))
+        return found["mean"], found["diversity"]
+
+    return measure
