@@ -159,10 +159,11 @@ def make_sampling(section: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
 
 
 def engine_config(config: ConfigDict) -> ConfigDict:
-    """`config.rollout` with evaluation's token limit, for the engine."""
-    engine = config.rollout.copy_and_resolve_references()
+    """`config.rollout` with evaluation's token limit and its YaRN factor where that is larger, for the engine."""
+    engine, c = config.rollout.copy_and_resolve_references(), config.evaluation
     with engine.unlocked():
-        engine.max_response_tokens = config.evaluation.max_response_tokens
+        engine.max_response_tokens = c.max_response_tokens
+        engine.yarn_factor = max(engine.yarn_factor, c.yarn_factor)
     return engine
 
 
@@ -206,6 +207,6 @@ def response_settings(config: ConfigDict) -> dict[str, Any]:
         "top_p": c.top_p,
         "top_k": c.top_k,
         "max_response_tokens": c.max_response_tokens,
-        "yarn_factor": config.rollout.yarn_factor,
+        "yarn_factor": engine_config(config).yarn_factor,
         "yarn_attention_factor": config.rollout.yarn_attention_factor,
     }

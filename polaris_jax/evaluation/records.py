@@ -41,15 +41,15 @@ class Record:
 
 
 class Journal:
-    """Records on disk, one JSON line each, written as they come, so that a killed evaluation loses only a few.
+    """Records on disk, one JSON line each, written as they come, so that a killed job loses only a few.
 
-    settings: what the records depend on (model, sampling, seed, ...), kept in the first line. `records` holds what was
-    there before; nothing is written before the first new record. writes: False in all processes but one, which read
-    the file only. Raises UserError where the file belongs to other settings or has a broken line; a last line that was
-    not finished is dropped.
+    kind: the dataclass of the records. settings: what the records depend on (model, sampling, seed, ...), kept in the
+    first line. `records` holds what was there before; nothing is written before the first new record. writes: False in
+    all processes but one, which read the file only. Raises UserError where the file belongs to other settings or has a
+    broken line; a last line that was not finished is dropped.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, writes: bool = True):
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], kind: type = Record, *, writes: bool = True):
         self._path, self._file, self._writes = Path(path), None, writes
         self._settings = json.loads(json.dumps(dict(settings)))
         whole, end, _ = (self._path.read_bytes() if self._path.exists() else b"").rpartition(b"\n")
@@ -57,9 +57,9 @@ class Journal:
         lines = whole.splitlines()
         if lines:
             _check_settings(self._path, _parse_line(self._path, 1, lines[0]), self._settings)
-        self.records = [_record(self._path, number, line) for number, line in enumerate(lines[1:], start=2)]
+        self.records = [_record(self._path, number, line, kind) for number, line in enumerate(lines[1:], start=2)]
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Any) -> None:
         """Appends a record and hands it to the operating system."""
         if self._writes:
             self._write(asdict(record))
@@ -208,11 +208,11 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return value
 
 
-def _record(path: Path, number: int, line: bytes) -> Record:
+def _record(path: Path, number: int, line: bytes, kind: type) -> Any:
     value = _parse_line(path, number, line)
-    if value.keys() != {field.name for field in fields(Record)}:
-        raise UserError(f"{path} line {number}: not a record of an evaluation; remove the file to start again")
-    return Record(**value)
+    if value.keys() != {field.name for field in fields(kind)}:
+        raise UserError(f"{path} line {number}: not a record of this job; remove the file to start again")
+    return kind(**value)
 
 
 def _check_settings(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
