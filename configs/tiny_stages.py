@@ -1,0 +1,16 @@
+"""Every part of the recipe on the tiny model: `python experiments/polaris.py --config=configs/tiny_stages.py`."""
+
+from configs import tiny
+
+
+def get_config():
+    """The tiny config, with stages that grow longer, a searched temperature, rescue and substitution."""
+    c = tiny.get_config()
+    c.algorithm.rescue = True
+    c.algorithm.substitute = True
+    c.search.problems = 32
+    c.stages = (
+        dict(name="short", steps=20, temperature=1.0, max_response_tokens=80),
+        dict(name="long", steps=25, temperature="search", max_response_tokens=96),
+    )
+    return c

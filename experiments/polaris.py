@@ -1,0 +1,39 @@
+"""The whole recipe in one unattended run: difficulty, filter, stages, evaluation, export.
+
+    python experiments/polaris.py --config=configs/polaris_4b.py --workdir=runs/polaris_4b
+    python experiments/polaris.py --config=configs/tiny_stages.py --workdir=runs/tiny
+
+Started again with the same flags it goes on where it stopped. A config without `model.path` begins with SFT.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from polaris_jax import cli
+from polaris_jax.evaluation import report
+from polaris_jax.training import recipe
+from polaris_jax.training.start import enable_compilation_cache
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. An unfinished run there is gone on with.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+    """Runs the recipe, and prints the scores, where the time went, and where things are."""
+    workdir, console = Path(WORKDIR.value), Console()
+    enable_compilation_cache(workdir / "compilation_cache")
+    outcome = recipe.run(CONFIG.value, workdir, announce=lambda text: console.print(text, style="bold"))
+    outcome.history.plot(("reward", "response_length", "temperature")).savefig(workdir / "training.png", dpi=120)
+    console.print(report.table(outcome.scores, str(workdir / "train")))
+    for phase, spent in outcome.phases.items():
+        console.print(f"{phase:<12} {spent['seconds']:8.0f} s  {spent['device_hours']:8.2f} device-hours")
+    console.print(f"picture      {workdir}/training.png\ndifficulty   {workdir}/difficulty", soft_wrap=True)
+    console.print(f"run          {workdir}/train\nexport       {outcome.export}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

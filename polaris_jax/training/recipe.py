@@ -1,0 +1,148 @@
+"""The whole recipe, unattended: SFT where there is no model, difficulty, filter, stages, evaluation, export.
+
+WORKDIR/config.json      the config; another one is refused
+WORKDIR/sft/             a run of training.sft, where config.model.path is empty and config.sft.data is not
+WORKDIR/difficulty/      pass rates, the datasets measured/ and kept/, difficulty.png
+WORKDIR/train/           a run of training.loop through all stages, on difficulty/kept
+WORKDIR/evaluation/      responses.parquet and scores.json of the trained model
+WORKDIR/export/          the trained model as a Hugging Face directory
+WORKDIR/done/PHASE.json  appears when a phase is complete; such a phase is not done again
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from polaris_jax import config as configs
+from polaris_jax import hf
+from polaris_jax.errors import UserError
+from polaris_jax.evaluation import difficulty, job
+from polaris_jax.training import loop, sft
+from polaris_jax.training.checkpoint import prepare_workdir
+from polaris_jax.training.metrics import History, read_metrics
+
+Announce = Callable[[str], None]
+
+
+class Outcome(NamedTuple):
+    """history: of the GRPO steps. scores: of the trained model, by benchmark. export: the Hugging Face directory.
+
+    phases: for each phase the seconds and device-hours of the start that completed it.
+    """
+
+    history: History
+    scores: dict[str, dict[str, Any]]
+    export: Path
+    phases: dict[str, dict[str, float]]
+
+
+def run(config: ConfigDict, workdir: str | Path, *, announce: Announce = lambda text: None) -> Outcome:
+    """Does what is still to be done of the recipe in `workdir`.
+
+    Each phase goes on where it was stopped, a complete one is left alone, so that a run that is killed and started
+    again with the same config ends like one that was not. announce: told what begins and how far it is. Raises
+    UserError where config, data, models and workdir do not fit together.
+    """
+    configs.check(config)
+    configs.stages(config)
+    workdir = prepare_workdir(workdir)
+    keep_config(config, workdir)
+
+    def once(phase: str, work: Callable[[], object]) -> None:
+        do_once(workdir, phase, work, announce)
+
+    if not config.model.path and config.sft.data:
+        base = config
+        once("sft", lambda: sft.run(base, workdir / "sft"))
+        config = configs.override(config, {"model.path": str(workdir / "sft")})
+    measured = workdir / "difficulty"
+    once("difficulty", lambda: difficulty.run(config, measured, progress=in_tenths(announce, "problems measured")))
+    training = configs.override(config, {"data.train": str(measured / "kept")})
+    once("train", lambda: loop.run(training, workdir / "train"))
+    trained = configs.override(config, {"model.path": str(workdir / "train")})
+    scored, progress = workdir / "evaluation", in_tenths(announce, "responses judged")
+    once("evaluation", lambda: job.run(trained, scored, progress=progress))
+    once("export", lambda: export(config, workdir / "train", workdir / "export"))
+    scores = json.loads((scored / "scores.json").read_text(encoding="utf-8"))["scores"]
+    history = History(tuple(read_metrics(workdir / "train")), workdir / "train")
+    return Outcome(history, scores, workdir / "export", finished_phases(workdir))
+
+
+def do_once(workdir: Path, phase: str, work: Callable[[], object], announce: Announce) -> None:
+    """Does the work of a phase unless WORKDIR/done says that it is complete, and says so there."""
+    marker = workdir / "done" / f"{phase}.json"
+    multihost_utils.sync_global_devices(f"before {phase}")
+    if marker.exists():
+        announce(f"{phase}: done before")
+        return
+    announce(phase)
+    began = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - began
+    if jax.process_index() == 0:
+        marker.parent.mkdir(exist_ok=True)
+        write_json(marker, {"seconds": seconds, "device_hours": seconds * jax.device_count() / 3600})
+
+
+def finished_phases(workdir: Path) -> dict[str, dict[str, float]]:
+    """What the markers say, in the order in which the phases were completed."""
+    markers = sorted((workdir / "done").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in markers}
+
+
+def export(config: ConfigDict, source: Path, target: Path) -> None:
+    """Exports a run, with the context extension it was evaluated with. An export that is there is whole."""
+    factor = job.engine_config(config).yarn_factor
+    if not target.exists():
+        hf.export_model(
+            source,
+            target,
+            dtype=config.model.dtype,
+            yarn_factor=factor if factor > 1 else 0.0,
+            yarn_attention_factor=config.rollout.yarn_attention_factor,
+        )
+
+
+def keep_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json. Raises UserError, with the key, where the workdir holds a run of another config."""
+    path = workdir / "config.json"
+    new = dict(configs.flatten(ConfigDict(json.loads(config.to_json_best_effort()))))
+    if path.exists():
+        old = dict(configs.flatten(ConfigDict(json.loads(path.read_text(encoding="utf-8")))))
+        differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if differ:
+            key = differ[0]
+            raise UserError(
+                f"{workdir}: holds a run with config.{key} {old.get(key)!r}, this one has {new.get(key)!r}; give "
+                f"another workdir, or remove {path} where the difference does not matter"
+            )
+    write_json(path, json.loads(config.to_json_best_effort()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is there whole or not at all."""
+    staging = path.with_name(f".{path.name}")
+    staging.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(staging, path)
+
+
+def in_tenths(announce: Announce, what: str) -> Callable[[int, int], None]:
+    """A progress function that announces every tenth part once."""
+    told = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if total and done * 10 // total > told:
+            told = done * 10 // total
+            announce(f"{done:,} of {total:,} {what}")
+
+    return progress

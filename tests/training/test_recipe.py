@@ -1,0 +1,117 @@
+"""The phases of the recipe: in order, each once, gone on with where they stopped."""
+
+import json
+
+import pytest
+
+from polaris_jax import config as configs
+from polaris_jax.errors import UserError
+from polaris_jax.training import recipe
+
+
+@pytest.fixture
+def phases(monkeypatch):
+    """Stands in for the work of each phase; notes the phase, its model and its data. `stop` names one that raises."""
+    calls, stop = [], set()
+
+    def work(phase, writes=None):
+        def run(config, output, **_):
+            calls.append((phase, config.model.path, config.data.train))
+            if phase in stop:
+                stop.remove(phase)
+                raise KeyboardInterrupt
+            output.mkdir(exist_ok=True)
+            for name, text in (writes or {}).items():
+                (output / name).write_text(text)
+
+        return run
+
+    monkeypatch.setattr(recipe.sft, "run", work("sft"))
+    monkeypatch.setattr(recipe.difficulty, "run", work("difficulty"))
+    monkeypatch.setattr(recipe.loop, "run", work("train", {"metrics.jsonl": '{"step": 1, "reward": 0.5}\n'}))
+    monkeypatch.setattr(recipe.job, "run", work("evaluation", {"scores.json": json.dumps({"scores": {"b": {}}})}))
+    monkeypatch.setattr(
+        recipe.hf,
+        "export_model",
+        lambda source, target, **_: (calls.append(("export", source, target)), target.mkdir()),
+    )
+    return calls, stop
+
+
+def test_each_phase_works_on_what_the_ones_before_made(phases, tiny_config, tmp_path):
+    outcome = recipe.run(tiny_config(), tmp_path)
+    assert phases[0] == [
+        ("sft", "", "arithmetic"),
+        ("difficulty", f"{tmp_path}/sft", "arithmetic"),
+        ("train", f"{tmp_path}/sft", f"{tmp_path}/difficulty/kept"),
+        ("evaluation", f"{tmp_path}/train", "arithmetic"),
+        ("export", tmp_path / "train", tmp_path / "export"),
+    ]
+    assert outcome.history.frame().reward.tolist() == [0.5]
+    assert outcome.scores == {"b": {}}
+    assert list(outcome.phases) == ["sft", "difficulty", "train", "evaluation", "export"]
+
+
+def test_without_data_for_sft_it_begins_with_the_model_that_is_there(phases, tiny_config, tmp_path):
+    recipe.run(tiny_config(**{"model.path": "some/model"}), tmp_path / "given")
+    recipe.run(tiny_config(**{"sft.data": ""}), tmp_path / "random")
+    assert [phase for phase, *_ in phases[0]] == ["difficulty", "train", "evaluation", "export"] * 2
+    assert phases[0][0][1] == "some/model"
+    assert phases[0][4][1] == ""
+
+
+@pytest.mark.parametrize("phase", ["sft", "difficulty", "train", "evaluation"])
+def test_a_complete_phase_is_not_done_again(phases, tiny_config, tmp_path, phase):
+    calls, stop = phases
+    stop.add(phase)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.run(tiny_config(), tmp_path)
+    assert calls[-1][0] == phase
+    recipe.run(tiny_config(), tmp_path)
+    recipe.run(tiny_config(), tmp_path)
+    expected = ["sft", "difficulty", "train", "evaluation", "export"]
+    expected.insert(expected.index(phase), phase)
+    assert [name for name, *_ in calls] == expected
+
+
+def test_an_export_that_was_complete_but_not_marked_is_kept(phases, tiny_config, tmp_path):
+    recipe.run(tiny_config(), tmp_path)
+    (tmp_path / "done" / "export.json").unlink()
+    recipe.run(tiny_config(), tmp_path)
+    assert [name for name, *_ in phases[0]].count("export") == 1
+
+
+def test_another_config_is_refused_with_the_key(phases, tiny_config, tmp_path):
+    stages = ({"name": "a", "steps": 2, "temperature": 1.2},)
+    recipe.run(tiny_config(stages=stages), tmp_path)
+    recipe.run(tiny_config(stages=stages), tmp_path)
+    with pytest.raises(UserError, match=r"holds a run with config.rollout.samples 4, this one has 6; give another"):
+        recipe.run(tiny_config(stages=stages, **{"rollout.samples": 6}), tmp_path)
+    with pytest.raises(UserError, match="the first stage needs a number"):
+        recipe.run(tiny_config(stages=({"temperature": "search"},)), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_export_has_the_context_that_was_evaluated(tiny_config, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(recipe.hf, "export_model", lambda *paths, **settings: given.update(settings))
+    for factor, expected in ((1.0, 0.0), (1.5, 1.5)):
+        recipe.export(tiny_config(**{"evaluation.yarn_factor": factor}), tmp_path / "run", tmp_path / "export")
+        assert given["yarn_factor"] == expected
+        assert given["dtype"] == "float32"
+
+
+def test_progress_is_told_in_tenths():
+    told = []
+    progress = recipe.in_tenths(told.append, "things")
+    for done in range(26):
+        progress(done, 25)
+    assert told == [f"{done} of 25 things" for done in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)]
+
+
+def test_every_config_survives_being_kept(tmp_path):
+    for name in ("polaris_4b", "tiny_stages"):
+        config = configs.load(f"configs/{name}.py")
+        (tmp_path / name).mkdir()
+        recipe.keep_config(config, tmp_path / name)
+        recipe.keep_config(config, tmp_path / name)
