@@ -33,6 +33,7 @@ def get_config():
     c.evaluation.temperature = 1.4
     c.evaluation.top_k = 20
     c.evaluation.max_response_tokens = 90_000
+    c.evaluation.yarn_factor = 1.5  # write-up: length extrapolation; not said for which models
     c.evaluation.benchmarks = ("aime24:32", "aime25:32", "amc23:8", "minerva:4", "olympiad:4")  # results' table
 
     # Lengths, temperatures and validation temperatures of stage1.sh and stage2.sh. Steps are not published: base's.

@@ -33,6 +33,7 @@ def get_config():
     c.evaluation.temperature = 1.4
     c.evaluation.top_k = 20
     c.evaluation.max_response_tokens = 90_000
+    c.evaluation.yarn_factor = 1.5  # write-up: length extrapolation, at inference alone
     c.evaluation.benchmarks = ("aime24:32", "aime25:32", "amc23:8", "minerva:4", "olympiad:4")
 
     # Only the sum of the steps is published; equal thirds are our choice.

@@ -80,6 +80,12 @@ RELEASED = {
 }
 
 
+def test_qwen3_is_evaluated_as_released():
+    for name in ("polaris_1p7b", "polaris_4b"):
+        c = configs.load(CONFIGS / f"{name}.py").evaluation
+        assert (c.temperature, c.top_k, c.top_p, c.max_response_tokens, c.yarn_factor) == (1.4, 20, 1.0, 90_000, 1.5)
+
+
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_recipes_configs_hold_the_released_values(name):
     stages = [stage for _, stage in configs.stages(configs.load(CONFIGS / f"{name}.py"))]

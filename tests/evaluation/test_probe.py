@@ -100,3 +100,13 @@ def test_job_and_probe_evaluate_alike(config, tmp_path, monkeypatch):
     for name in ("scores.json", "responses.jsonl"):
         assert (tmp_path / "probe" / "temperature_1.5" / name).read_text() == (tmp_path / "job" / name).read_text()
     assert probe.measures(result)["mean"] == 0.75
+
+
+@pytest.mark.slow
+def test_a_real_model_is_less_diverse_the_cooler_it_samples(tmp_path):
+    changes = {"evaluation.max_problems": 2, "evaluation.samples": 4, "evaluation.max_response_tokens": 32}
+    config = configs.override(tiny.get_config(), changes)
+    frame, _ = probe.run(config, tmp_path, [0.0, 0.1, 1.5])
+    assert frame.diversity[0] < frame.diversity[1] < frame.diversity[2]  # greedy samples are all the same
+    assert frame.cut_off[2] > 0
+    pd.testing.assert_frame_equal(probe.run(config, tmp_path, [0.0, 0.1, 1.5]).frame, frame)
