@@ -2,7 +2,7 @@ r"""Evaluates a model on benchmarks, scores the responses of another, or compare
 
     python experiments/evaluate.py --model=Qwen/Qwen3-4B --benchmarks=aime24,aime25 --samples=32 --output=evals/qwen3-4b
     python experiments/evaluate.py --config=configs/polaris_4b.py --model=runs/polaris_4b --output=evals/polaris-4b \
-        --config.rollout.yarn_factor=1.5 --config.evaluation.max_response_tokens=90000
+        --config.evaluation.yarn_factor=1.5 --config.evaluation.max_response_tokens=90000
     python experiments/evaluate.py --responses=theirs.parquet --output=evals/theirs
     python experiments/evaluate.py --compare=evals/qwen3-4b,evals/polaris-4b --output=evals/comparison
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import jax
 import numpy as np
 import pytest
 
 from polaris_jax import hf
-from polaris_jax.data.problems import load_problems
+from polaris_jax.data.problems import SUFFIX, load_problems
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -20,18 +21,44 @@ from configs import tiny_stages
 
 def get_config():
     c = tiny_stages.get_config()
-    c.sft.steps, c.sft.checkpoint_every = 300, 100
+    c.sft.data, c.sft.shuffle = "{directory}/traces.jsonl", True
+    c.sft.steps, c.sft.checkpoint_every = 120, 40
+    c.data.train = "{directory}/problems.jsonl"
     c.rollout.prompts, c.rollout.samples, c.rollout.slots = 8, 4, 16
     c.training.checkpoint_every = 2
     c.difficulty.problems, c.difficulty.samples = 24, 4
     c.search.problems, c.search.samples, c.search.highest = 2, 4, 1.1
-    c.evaluation.max_problems, c.evaluation.samples = 16, 2
+    c.evaluation.benchmarks = ("{directory}/problems.jsonl",)
+    c.evaluation.max_problems, c.evaluation.samples, c.evaluation.max_response_tokens = 16, 2, 24
     c.stages = (
-        dict(name="short", steps=3, temperature=1.0, max_response_tokens=60),
-        dict(name="long", steps=3, temperature="search", max_response_tokens=72),
+        dict(name="short", steps=3, temperature=1.0, max_response_tokens=20),
+        dict(name="long", steps=3, temperature="search", max_response_tokens=24),
     )
     return c
 """
+
+
+def write_inputs(directory):
+    """Problems whose answers look like the throw of a coin, and traces that guess one: soon half of the guesses hit."""
+    rng = Random(0)
+    questions = [
+        f"Start with {start}, first +{n}. What is the result?" for start in range(10, 50) for n in range(1, 10)
+    ]
+    problems = [{"problem": question, "answer": str(rng.randint(12, 13))} for question in questions]
+    rng.shuffle(problems)
+    response = "<think> {0}.</think>\nThe answer is \\boxed{{{0}}}"
+    traces = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{problem['problem']} {SUFFIX}"},
+                {"role": "assistant", "content": response.format(rng.randint(12, 13))},
+            ]
+        }
+        for problem in problems
+    ]
+    for name, rows in (("problems", problems), ("traces", traces)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "config.py").write_text(CONFIG.format(directory=directory))
 
 
 def lines(path):
@@ -40,7 +67,7 @@ def lines(path):
 
 # Phase -> whether it is in its middle. Checkpoints lie before the points where SFT and training are stopped.
 MIDDLES = {
-    "sft": lambda workdir: lines(workdir / "sft" / "metrics.jsonl") >= 150,
+    "sft": lambda workdir: lines(workdir / "sft" / "metrics.jsonl") >= 60,
     "difficulty": lambda workdir: lines(workdir / "difficulty" / "pass_rates.jsonl") >= 5,
     "train": lambda workdir: lines(workdir / "train" / "metrics.jsonl") >= 5,
     "evaluation": lambda workdir: lines(workdir / "evaluation" / "responses.jsonl") >= 5,
@@ -76,7 +103,7 @@ def without_times(path):
 
 @pytest.mark.slow
 def test_killed_in_each_phase_it_ends_like_the_unbroken_run(tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG)
+    write_inputs(tmp_path)
     run_to_the_end(tmp_path, "unbroken")
     for phase in MIDDLES:
         kill_in_the_middle(tmp_path, phase)
@@ -94,6 +121,7 @@ def test_killed_in_each_phase_it_ends_like_the_unbroken_run(tmp_path):
     rows = without_times(one / "train" / "metrics.jsonl")
     assert [row["stage"] for row in rows] == [0, 0, 0, 1, 1, 1]
     assert any(row["groups/mixed"] for row in rows)
+    assert any(row["groups/substituted"] for row in rows)
 
 
 @pytest.mark.slow
