@@ -30,6 +30,7 @@ AT_LEAST_ONE = (
     "algorithm.rescue_buffer",
     "search.problems",
     "search.samples",
+    "difficulty.samples",
 )
 
 
@@ -77,6 +78,11 @@ def check(config: ConfigDict) -> None:
     for key in ("rollout.temperature", "evaluation.temperature"):
         if found[key] < 0:
             raise UserError(f"config.{key}: expected at least 0, found {found[key]}")
+    if not 0 <= found["algorithm.min_mixed"] < 1:
+        raise UserError(f"config.algorithm.min_mixed: expected a share below 1, found {found['algorithm.min_mixed']}")
+    for band in found["difficulty.keep"]:
+        if not isinstance(band, tuple | list) or len(band) != 2 or not band[0] <= band[1]:
+            raise UserError(f"config.difficulty.keep: expected pairs (lowest, highest accuracy), found {band!r}")
     for stage in config.stages:
         _stage_overrides(stage, known)
 

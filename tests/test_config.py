@@ -40,6 +40,9 @@ def test_a_misspelt_key_in_a_config_file_or_a_stage_is_refused():
         ("rollout.samples", 1, "expected at least 2, found 1"),
         ("rollout.prompts", 0, "expected at least 1, found 0"),
         ("rollout.temperature", -0.5, "expected at least 0, found -0.5"),
+        ("algorithm.min_mixed", 1.5, "expected a share below 1, found 1.5"),
+        ("difficulty.keep", (0.0, 0.9), r"expected pairs \(lowest, highest accuracy\), found 0.0"),
+        ("difficulty.keep", ((0.9, 0.1),), r"expected pairs \(lowest, highest accuracy\), found \(0.9, 0.1\)"),
     ],
 )
 def test_wrong_types_and_values_are_refused(key, value, words):
@@ -84,6 +87,16 @@ def test_qwen3_is_evaluated_as_released():
     for name in ("polaris_1p7b", "polaris_4b"):
         c = configs.load(CONFIGS / f"{name}.py").evaluation
         assert (c.temperature, c.top_k, c.top_p, c.max_response_tokens, c.yarn_factor) == (1.4, 20, 1.0, 90_000, 1.5)
+
+
+def test_a_stage_but_the_first_may_search_its_temperature():
+    first, search = {"temperature": 1.2}, {"temperature": "search", "steps": 3}
+    stages = [stage for _, stage in configs.stages(configs.override(base.get_config(), {"stages": (first, search)}))]
+    assert [stage.search.on for stage in stages] == [False, True]
+    assert [stage.training.steps for stage in stages] == [100, 3]
+    for wrong in ({"stages": (search,)}, {"search.on": True}):
+        with pytest.raises(UserError, match="the first stage needs a number"):
+            configs.stages(configs.override(base.get_config(), wrong))
 
 
 @pytest.mark.parametrize("name", RELEASED)

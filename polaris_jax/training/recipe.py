@@ -125,7 +125,8 @@ def keep_config(config: ConfigDict, workdir: Path) -> None:
                 f"{workdir}: holds a run with config.{key} {old.get(key)!r}, this one has {new.get(key)!r}; give "
                 f"another workdir, or remove {path} where the difference does not matter"
             )
-    write_json(path, json.loads(config.to_json_best_effort()))
+    elif jax.process_index() == 0:
+        write_json(path, json.loads(config.to_json_best_effort()))
 
 
 def write_json(path: Path, value: Any) -> None:

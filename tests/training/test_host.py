@@ -1,0 +1,71 @@
+"""The host state comes back from a checkpoint to the bit."""
+
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polaris_jax.data.curriculum import Curriculum
+from polaris_jax.training import checkpoint
+from polaris_jax.training.host import HostState, from_saved, to_saved
+from polaris_jax.training.state import TrainState
+from polaris_jax.types import Rollout
+
+
+def make_rollout(name, prompt, tokens, seed):
+    rng = np.random.default_rng(seed)
+    logprobs = -rng.exponential(size=tokens).astype(np.float32)
+    ids = rng.integers(0, 2**31 - 1, prompt + tokens).astype(np.int32)
+    return Rollout(name, seed % 8, ids[:prompt], ids[prompt:], logprobs, "stop" if seed % 2 else "length")
+
+
+names = st.text(min_size=1, max_size=5)
+rollouts = st.builds(make_rollout, names, st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+curricula = st.builds(
+    Curriculum,
+    epoch=st.integers(0, 9),
+    position=st.integers(0, 99),
+    accuracy=st.dictionaries(names, st.sampled_from([k / 7 for k in range(8)]), max_size=3),
+    dropped=st.lists(names, max_size=3).map(tuple),
+    solutions=st.dictionaries(names, rollouts, max_size=4),
+)
+hosts = st.builds(
+    HostState, curricula, st.integers(0, 3), st.integers(0, 99), st.floats(0, 2), st.none() | st.floats(0, 1)
+)
+
+
+def assert_equal(left, right):
+    plain = [replace(host, curriculum=replace(host.curriculum, solutions={})) for host in (left, right)]
+    assert plain[0] == plain[1]
+    ours, theirs = left.curriculum.solutions, right.curriculum.solutions
+    assert list(ours) == list(theirs)  # the order says which is dropped first
+    for name in ours:
+        one, other = ours[name], theirs[name]
+        assert (one.problem_id, one.sample, one.finish_reason) == (other.problem_id, other.sample, other.finish_reason)
+        for field in ("prompt_tokens", "tokens", "logprobs"):
+            assert getattr(one, field).tobytes() == getattr(other, field).tobytes()
+            assert getattr(one, field).dtype == getattr(other, field).dtype
+
+
+@settings(max_examples=30)
+@given(hosts)
+def test_it_survives_json_and_arrays(host):
+    saved, arrays = to_saved(host)
+    assert all(array.size for array in arrays.values())
+    assert_equal(from_saved(json.loads(json.dumps(saved)), arrays), host)
+
+
+@pytest.mark.parametrize("solutions", [0, 3])
+def test_it_survives_a_checkpoint(tmp_path, solutions):
+    kept = {f"p{i}": make_rollout(f"p{i}", 3, 5 + i, i) for i in range(solutions)}
+    host = HostState(Curriculum(2, 5, {"a": 1 / 3}, ("b",), kept), 1, 10, 1.35, 0.1 + 0.2, 12.5)
+    state = TrainState(jnp.int32(7), {"w": jnp.arange(3.0)}, {"m": jnp.zeros(3)})
+    checkpoints = checkpoint.open_checkpoints(tmp_path, keep=1)
+    checkpoint.save(checkpoints, state, host)
+    restored, found = checkpoint.restore(checkpoints, state)
+    assert_equal(found, host)
+    assert int(restored.step) == 7
