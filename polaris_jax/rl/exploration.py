@@ -35,7 +35,8 @@ class Explored(NamedTuple):
 def explore(groups: Sequence[Group], solutions: Mapping[str, Rollout], config: ConfigDict, step: int) -> Explored:
     """Rescue and substitution as `config.algorithm` says; the same for the same seed, step and arguments.
 
-    solutions: problem id -> a right response of an earlier visit, as `remember` keeps them.
+    solutions: problem id -> a right response of an earlier visit, as `remember` keeps them. Rewards are the verifier's,
+    before any punishment of length.
     """
     rng = np.random.default_rng([config.seed, step, STREAM])
     found, off_policy = list(groups), frozenset()
