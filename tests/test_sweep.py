@@ -6,6 +6,9 @@ import pandas as pd
 import pytest
 
 from polaris_jax import sweep, training
+from polaris_jax.data.arithmetic import problems
+from polaris_jax.data.card import write_parquet
+from polaris_jax.data.problems import SUFFIX
 from polaris_jax.errors import UserError
 from polaris_jax.training.metrics import History
 
@@ -85,11 +88,10 @@ def test_cores_are_dealt_out(processes):
 
 @pytest.mark.slow
 def test_parallel_runs_are_those_of_one_process(tiny_config, tmp_path):
+    write_parquet(tmp_path / "problems.parquet", problems("train", 16, SUFFIX))
+    base = tiny_config(**{"training.steps": 2, "data.train": str(tmp_path / "problems.parquet")})
     values = {"rollout.temperature": [0.7, 1.3]}
-    one, two = (
-        sweep.sweep(tiny_config(**{"training.steps": 2}), values, seeds=1, workdir=tmp_path / str(n), processes=n)
-        for n in (1, 2)
-    )
+    one, two = (sweep.sweep(base, values, 1, workdir=tmp_path / str(n), processes=n) for n in (1, 2))
     same = ["rollout.temperature", "seed", "run", "step", "reward", "response_length", "update/grad_norm"]
     pd.testing.assert_frame_equal(one[same], two[same], rtol=1e-4)
-    assert one.reward.notna().all()
+    assert (one.response_length > 0).all()

@@ -7,10 +7,22 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SMALL = {"rollout.prompts": 2, "rollout.samples": 4, "rollout.slots": 8, "evaluation.max_problems": 4}
-SHORT = {"tiny_grpo": {"sft_steps": 4, "rl_steps": 2, "overrides": SMALL}}
+SHORT = {
+    "ablations": {"sft_steps": 4, "steps": 1, "seeds": 2, "train_problems": 4, "held_out": 2, "overrides": SMALL},
+    "hf_roundtrip": {},
+    "tiny_grpo": {"sft_steps": 4, "rl_steps": 2, "overrides": SMALL},
+    "tour": {"sft_steps": 4, "samples": 4},
+}
+SLOW = ("ablations", "hf_roundtrip", "tour")
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def notebooks():
+    """Each notebook there is, so that one without settings fails."""
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+
+
+@pytest.mark.parametrize("path", notebooks())
 def test_notebook_runs(path, tmp_path):
     parameters = SHORT[path.stem] | {"workdir": str(tmp_path / "work")}
     papermill.execute_notebook(path, tmp_path / path.name, parameters, cwd=NOTEBOOKS, progress_bar=False)
