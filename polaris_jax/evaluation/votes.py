@@ -21,8 +21,9 @@ def answer_groups(problems: Sequence[Problem], rows: Sequence[Sequence[Record]],
     """Numbers equal answers to a problem alike: int [P, K], NO_ANSWER where a response has none.
 
     rows: K records for each of the P problems. The answer is what the verifier extracts. Two are equal when they read
-    the same but for dollar signs and the length of white space, when both equal the one ground truth, or when the verifier takes one
-    for the other. A right and a wrong answer are never equal; one that the verifier could not read equals its like.
+    the same but for dollar signs and the length of white space, when both equal the one ground truth, or when the
+    verifier takes one for the other. A right and a wrong answer are never equal; one that the verifier could not read
+    equals its like.
     """
     groups_PK = np.full((len(rows), len(rows[0])), NO_ANSWER)
     compared = []
