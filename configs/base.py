@@ -55,9 +55,7 @@ def get_config() -> ConfigDict:
     c.algorithm.rescue = True  # a group that failed gets a right response of an earlier visit (rl/exploration.py)
     c.algorithm.rescue_buffer = 65_536  # problems of which one right response is kept for that
     c.algorithm.substitute = True  # groups of equal rewards are replaced by copies of mixed ones
-    c.algorithm.min_mixed = (
-        0.0  # no update where this share of the groups or less is mixed (released code: 1/3); 0: off
-    )
+    c.algorithm.min_mixed = 0.0  # no update at this share of mixed groups or less (released code: 1/3); 0: off
     c.algorithm.overlong_buffer = 0  # tokens before the limit over which the reward falls by 1 (DAPO); 0: off
 
     c.updates = ConfigDict()

@@ -15,9 +15,9 @@ import time
 import jax
 import numpy as np
 from absl import app, flags
+from workloads import MODEL, PROMPT, response_lengths, transformers_model
 
 from configs.base import get_config
-from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
@@ -27,26 +27,18 @@ WORKLOADS = flags.DEFINE_list("workloads", ["fixed", "ragged", "queue", "long"],
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each, after one to warm up.")
 PEER = flags.DEFINE_boolean("peer", True, "Measure transformers' generate, too.")
 
-MODEL = ModelConfig(4096, 256, 768, 4, 8, 4, 32, dtype="float32")
-PROMPT = 64  # tokens
-
 
 def workload(name: str) -> tuple[np.ndarray, int]:
     """Response lengths int [prompts, samples], and slots."""
-    rng = np.random.default_rng(0)
-
-    def ragged(count: int, longest: int) -> np.ndarray:
-        return np.clip(rng.lognormal(np.log(longest / 4) - 0.32, 0.8, count), 1, longest).astype(int).reshape(-1, 8)
-
-    if name == "fixed":
-        return np.full((8, 8), 256), 64
-    if name == "ragged":
-        return ragged(64, 512), 64
-    if name == "queue":
-        return ragged(256, 512), 32
-    if name == "long":
-        return ragged(16, 4096).reshape(4, 4), 16
-    raise ValueError(f"workload {name!r}: must be fixed, ragged, queue or long")
+    known = {
+        "fixed": (response_lengths(8, 8, 256, ragged=False), 64),
+        "ragged": (response_lengths(8, 8, 512, ragged=True), 64),
+        "queue": (response_lengths(32, 8, 512, ragged=True), 32),
+        "long": (response_lengths(4, 4, 4096, ragged=True), 16),
+    }
+    if name not in known:
+        raise app.UsageError(f"--workloads={name}: must be of {', '.join(known)}")
+    return known[name]
 
 
 def ours(limits: np.ndarray, slots: int) -> tuple[float, dict[str, float]]:
@@ -69,19 +61,10 @@ def ours(limits: np.ndarray, slots: int) -> tuple[float, dict[str, float]]:
 def peer(limits: np.ndarray, slots: int) -> float:
     """Median useful tokens/s of transformers, `slots` sequences a batch."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    m = MODEL
-    shape = Qwen3Config(
-        vocab_size=m.vocab_size, hidden_size=m.hidden_size, intermediate_size=m.intermediate_size,
-        num_hidden_layers=m.num_hidden_layers, num_attention_heads=m.num_attention_heads,
-        num_key_value_heads=m.num_key_value_heads, head_dim=m.head_dim, tie_word_embeddings=True,
-        eos_token_id=None, bos_token_id=None, pad_token_id=0, max_position_embeddings=8192, attn_implementation="sdpa",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(shape).eval()
+    model = transformers_model().eval()
     lengths = limits.reshape(-1)
-    prompts = torch.randint(0, m.vocab_size, (len(lengths), PROMPT))
+    prompts = torch.randint(0, MODEL.vocab_size, (len(lengths), PROMPT))
 
     def run() -> float:
         began = time.perf_counter()

@@ -1,5 +1,7 @@
 """One GRPO update against torch and transformers doing it as TRL does: one JSON line a workload.
 
+    python experiments/benchmarks/update.py --workloads=fixed,ragged
+
 Tokens are useful tokens (prompt and response, no padding) of the batch. Both sides use the threads the process may
 use, are warm, and take turns; the figure is the median of the rounds.
 """
@@ -16,10 +18,9 @@ import jax
 import numpy as np
 import torch
 from absl import app, flags
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from workloads import MODEL, PROMPT, response_lengths, transformers_model
 
 from configs.base import get_config
-from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rl.flops import matmul_peak, update_flops
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import make_update
@@ -27,22 +28,11 @@ from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training.state import init_state
 
 flags.DEFINE_integer("rounds", 3, "Updates timed on each side.")
-flags.DEFINE_multi_enum("workload", ["fixed", "ragged"], ["fixed", "ragged"], "Which to run.")
+flags.DEFINE_list("workloads", ["fixed", "ragged"], "Which to run.")
 FLAGS = flags.FLAGS
 
-MODEL = ModelConfig(4096, 256, 768, 4, 8, 4, 32, dtype="float32")
-PROMPT, SEQUENCES, PEER_ROWS = 64, 64, 16  # PEER_ROWS: rows of one micro-batch of the peer, which pads to the longest
+PEER_ROWS = 16  # of one micro-batch of the peer, which pads to the longest
 CLIP = (0.2, 0.28)
-
-
-def response_lengths(workload):
-    """Tokens of each response: 256, or lognormal with a mean of about a quarter of the longest, 512."""
-    if workload == "fixed":
-        return np.full(SEQUENCES, 256)
-    lengths = np.random.default_rng(0).lognormal(4.5, 0.8, SEQUENCES).astype(int)
-    lengths = np.clip(lengths, 8, 512)
-    lengths[0] = 512
-    return lengths
 
 
 def make_sequences(lengths):
@@ -59,7 +49,7 @@ def make_sequences(lengths):
 def make_ours(sequences, row_length):
     """A function that packs and makes one update; the packing is part of what is timed."""
     config = get_config()
-    config.updates.row_lengths, config.updates.rows = (row_length,), 16
+    config.updates.row_lengths, config.updates.rows = (row_length,), 4
     mesh = make_mesh({}, jax.devices()[:1])
     update = make_update(MODEL, config, mesh)
     state = init_state(MODEL, config, mesh)
@@ -78,12 +68,7 @@ def make_peer(sequences, old_pass):
 
     old_pass: first compute the old log-probs without a gradient.
     """
-    config = Qwen3Config(
-        vocab_size=MODEL.vocab_size, hidden_size=MODEL.hidden_size, intermediate_size=MODEL.intermediate_size,
-        num_hidden_layers=MODEL.num_hidden_layers, num_attention_heads=MODEL.num_attention_heads,
-        num_key_value_heads=MODEL.num_key_value_heads, head_dim=MODEL.head_dim, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa").train()
+    model = transformers_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.01)
     longest = max(len(s.tokens) for s in sequences) - PROMPT
     count = sum(len(s.tokens) - PROMPT for s in sequences)
@@ -137,10 +122,11 @@ def peak_growth_mib(run):
 
 def main(_):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    for workload in FLAGS.workload:
-        sequences = make_sequences(response_lengths(workload))
+    for workload in FLAGS.workloads:
+        longest = 256 if workload == "fixed" else 512
+        sequences = make_sequences(response_lengths(8, 8, longest, ragged=workload == "ragged").reshape(-1))
         useful = sum(len(s.tokens) for s in sequences)
-        ours = make_ours(sequences, 320 if workload == "fixed" else 640)
+        ours = make_ours(sequences, PROMPT + longest)
         sides = {"ours": ours, "peer": make_peer(sequences, False), "peer_with_old_pass": make_peer(sequences, True)}
         for run in sides.values():  # compiles, and makes the optimizers' state
             run()

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from polaris_jax.ops.blockwise_attention import blockwise_attention
 
-DENSE = 512  # rows up to this long keep their scores for the backward pass, longer ones go block by block
+DENSE = 768  # rows up to this long keep their scores for the backward pass, longer ones go block by block
 CAUSAL_BLOCKS = 2  # of a dense row: queries of a block see no key of a later block, which saves 3/8 of the work
 HIDDEN = -1e30  # added to a score that must not be seen
 

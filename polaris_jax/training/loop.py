@@ -33,12 +33,13 @@ from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rules import param_shardings
 from polaris_jax.training import checkpoint
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, group_metrics
 from polaris_jax.training.stages import enter_stage, make_measure
 from polaris_jax.training.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
-from polaris_jax.training.state import TrainState, init_state
+from polaris_jax.training.state import TrainState, init_state, state_shardings
 from polaris_jax.types import Group, Problem, Prompt, Rollout
 
 
@@ -50,7 +51,7 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     """
     configs.check(config)
     stages = configs.stages(config)
-    mesh = make_mesh(config.mesh)
+    meshes = [make_mesh(stage.mesh) for _, stage in stages]
     tokenizer = load_tokenizer(config)
     problems = load_train_problems(config)
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
@@ -60,9 +61,9 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     c, held_out = config.evaluation, []
     if config.training.evaluate_every:
         held_out = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
-    model, params = load_model(config, mesh, tokenizer)
+    model, params = load_model(config, meshes[0], tokenizer)
     reference = jax.tree.map(jnp.copy, params) if any(stage.algorithm.kl for _, stage in stages) else None
-    state = init_state(model, config, mesh, params)
+    state = init_state(model, config, meshes[0], params)
     workdir = checkpoint.prepare_workdir(workdir)
     save_model_files(workdir, model, tokenizer)
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2), encoding="utf-8")
@@ -77,6 +78,10 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     clock = time.perf_counter()
     with verifier_pool(config) as pool, MetricsLogger(workdir, "GRPO", total, start, shown) as log:
         for index, (name, stage) in list(enumerate(stages))[host.stage :]:
+            mesh = meshes[index]
+            state = jax.device_put(state, state_shardings(model, stage, mesh))
+            if reference is not None:
+                reference = jax.device_put(reference, param_shardings(model, mesh))
             engine = RolloutEngine(model, mesh, stage.rollout)
             update = make_update(model, stage, mesh, reference)
             if int(state.step) == 0 or index > host.stage:

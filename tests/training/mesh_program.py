@@ -1,4 +1,7 @@
-"""Two steps of the loop on eight devices, 4 x fsdp and 2 x tensor, in the directory given: run by test_loop.py."""
+"""Two steps of the loop on eight devices in the directory given, each a stage with a mesh of its own.
+
+Run by test_loop.py.
+"""
 
 import sys
 from pathlib import Path
@@ -11,5 +14,9 @@ from polaris_jax.training import loop, start
 
 start.ARITHMETIC_PROBLEMS = 64
 loop.verifier_pool = lambda config: EvenLengthPool()
-config = smaller_config(**{"training.steps": 2, "rollout.prompts": 8, "mesh.fsdp": 4, "mesh.tensor": 2})
+stages = (
+    {"steps": 1, "mesh.fsdp": 4, "mesh.tensor": 2},
+    {"steps": 1, "mesh.data": 2, "mesh.fsdp": 2, "mesh.context": 2},
+)
+config = smaller_config(**{"stages": stages, "rollout.prompts": 8, "data.drop_above": 1.0})
 loop.run(config, sys.argv[1])
