@@ -24,9 +24,6 @@ setup(
         "safetensors>=0.5,<1",
         "datasets>=4.0,<6",
         "mpmath>=1.3,<1.5",
-        "sympy>=1.13,<1.15",
-        "math-verify>=0.8,<0.10",
-        "latex2sympy2_extended>=1.10,<1.12",
         "numpy>=2.0,<3",
         "pandas>=2.2,<4",
         "pyarrow>=17",
@@ -47,6 +44,6 @@ setup(
         "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
-        "peers": ["trl>=0.20", "torch==2.13.0", "accelerate>=1.0"],
+        "peers": ["trl>=1.0,<2", "torch==2.13.0", "accelerate>=1.0,<2", "math-verify>=0.8,<0.10"],
     },
 )

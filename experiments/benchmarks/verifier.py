@@ -1,14 +1,15 @@
 r"""Accuracy and speed of the verifier and, in the same run, of math-verify: one JSON line.
 
+pip install -e '.[peers]'
 python experiments/benchmarks/verifier.py --cases=tests/rewards/data/examples.jsonl [--workers=2]
 """
 
 import json
 
+import measure_verifier as measure
 from absl import flags
 
 from polaris_jax import cli
-from polaris_jax.rewards import measure
 
 CASES = flags.DEFINE_string("cases", "tests/rewards/data/examples.jsonl", "jsonl with response, answer, correct.")
 WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of the pool.", lower_bound=1)
