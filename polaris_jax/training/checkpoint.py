@@ -57,7 +57,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: TrainState) -> tuple[Train
         return None
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     items = {"state": ocp.args.StandardRestore(abstract), "host": ocp.args.JsonRestore()}
-    if "arrays" in checkpoints.item_metadata(step):
+    if (checkpoints.directory / str(step) / "arrays").exists():
         items["arrays"] = ocp.args.StandardRestore()
     try:
         restored = checkpoints.restore(step, args=ocp.args.Composite(**items))
