@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from polaris_jax.rollout.sampling import Drawn
+from polaris_jax.sharding.multihost import gather_bytes
 from polaris_jax.types import Rollout
 
 ARRAYS = ("prompt_tokens", "tokens", "logprobs", "untempered_logprobs", "alternative_ids", "alternative_logprobs")
@@ -79,13 +79,9 @@ class Response:
 
 def rollouts_of_others(mine: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts of the other processes. Every process calls it once, with its own."""
-    data = np.frombuffer(_to_bytes(mine), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(len(data))).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(data)] = data
-    everyone = multihost_utils.process_allgather(padded)
-    others = [i for i in range(len(sizes)) if i != jax.process_index()]
-    return [rollout for i in others for rollout in _from_bytes(everyone[i, : sizes[i]].tobytes())]
+    everyone = gather_bytes(_to_bytes(mine))
+    others = everyone[: jax.process_index()] + everyone[jax.process_index() + 1 :]
+    return [rollout for data in others for rollout in _from_bytes(data)]
 
 
 def _to_bytes(rollouts: Sequence[Rollout]) -> bytes:
