@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +24,7 @@ from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.start import load_model, load_tokenizer, load_train_problems
 from polaris_jax.types import Problem, Prompt
@@ -63,10 +62,10 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     problems = load_train_problems(config)[: config.difficulty.problems or None]
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
     problems = [problem for problem in problems if problem.id in prompts]
-    first = jax.process_index() == 0  # of several processes one writes; all go on from the same journal
+    first = is_writer()  # of several processes one writes; all go on from the same journal
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
     with Journal(path, settings, PassRate, writes=first) as journal, verifier_pool(config) as pool:
-        multihost_utils.sync_global_devices("all have read the journal")
+        barrier("all have read the journal")
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, stage.rollout)

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +22,7 @@ from polaris_jax.evaluation.records import Journal, read_responses, write_parque
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.start import load_model, load_tokenizer
 from polaris_jax.types import Problem
@@ -44,10 +43,10 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     configs.check(config)
     problems = problems_by_samples(config)
     tokenizer = load_tokenizer(config)
-    first = jax.process_index() == 0  # of several processes one writes; all go on from the same records
+    first = is_writer()  # of several processes one writes; all go on from the same records
     path, settings = Path(output) / "responses.jsonl", response_settings(config)
     with Journal(path, settings, writes=first) as journal, verifier_pool(config) as verifier:
-        multihost_utils.sync_global_devices("all have read the journal")
+        barrier("all have read the journal")
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, engine_config(config))

@@ -19,6 +19,11 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
+def barrier(name: str) -> None:
+    """Returns when every process has called it with the same name."""
+    multihost_utils.sync_global_devices(name)
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process: how all take the same decision where each saw something else.
 

@@ -33,6 +33,7 @@ from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import param_shardings
 from polaris_jax.training import checkpoint
 from polaris_jax.training.host import HostState
@@ -66,7 +67,8 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     state = init_state(model, config, meshes[0], params)
     workdir = checkpoint.prepare_workdir(workdir)
     save_model_files(workdir, model, tokenizer)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2), encoding="utf-8")
+    if is_writer():
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2), encoding="utf-8")
 
     host, checkpoints = HostState(), checkpoint.open_checkpoints(workdir, config.training.keep)
     if restored := checkpoint.restore(checkpoints, state):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.summary import Writer
 
 from polaris_jax.rl.temperature import diversity
+from polaris_jax.sharding import multihost
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -89,6 +91,9 @@ def _read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
 def _reopen(path: Path, last_step: int) -> tuple[list[dict[str, Any]], TextIO]:
     """The rows up to `last_step`, and the file without the others, open for more."""
     rows = _read(path, last_step)
+    multihost.barrier(f"all have read {path}")
+    if not multihost.is_writer():
+        return rows, open(os.devnull, "a", encoding="utf-8")
     path.write_text("".join(_line(row) for row in rows), encoding="utf-8")
     return rows, path.open("a", encoding="utf-8")
 
@@ -98,7 +103,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 class MetricsLogger:
-    """Writes a run's metrics and samples, and draws its progress. A context manager.
+    """Writes a run's metrics and samples, and draws its progress: in one process of several. A context manager.
 
     workdir: the run's directory; total: steps of the run; start: the step it resumes from, later rows are dropped.
     shown: the metrics beside the progress bar.
@@ -108,8 +113,8 @@ class MetricsLogger:
         self._workdir, self._shown = workdir, shown
         self.rows, self._metrics = _reopen(workdir / "metrics.jsonl", start)
         _, self._samples = _reopen(workdir / "samples.jsonl", start)
-        self._tensorboard = Writer(str(workdir / "tensorboard"))
-        self._console = Console()
+        self._tensorboard = Writer(str(workdir / "tensorboard")) if multihost.is_writer() else None
+        self._console = Console(quiet=not multihost.is_writer())
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
         self._task = self._progress.add_task(title, total=total, completed=start, text="")
@@ -123,7 +128,8 @@ class MetricsLogger:
         self._progress.stop()
         self._metrics.close()
         self._samples.close()
-        self._tensorboard.close()
+        if self._tensorboard:
+            self._tensorboard.close()
 
     def phase(self, text: str) -> None:
         """Shows what the current step is doing, such as "612 of 1024 rollouts"."""
@@ -135,7 +141,7 @@ class MetricsLogger:
         self.rows.append(row)
         self._metrics.write(_line(row))
         self._metrics.flush()
-        for name, value in metrics.items():
+        for name, value in metrics.items() if self._tensorboard else ():
             self._tensorboard.add_scalar(name, value, step=step)
         text = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in self._shown if name in metrics)
         self._progress.update(self._task, completed=step, text=text)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty, job
+from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training import loop, sft
 from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.metrics import History, read_metrics
@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: str | Path, *, announce: Announce = lambda 
 def do_once(workdir: Path, phase: str, work: Callable[[], object], announce: Announce) -> None:
     """Does the work of a phase unless WORKDIR/done says that it is complete, and says so there."""
     marker = workdir / "done" / f"{phase}.json"
-    multihost_utils.sync_global_devices(f"before {phase}")
+    barrier(f"before {phase}")
     if marker.exists():
         announce(f"{phase}: done before")
         return
@@ -88,7 +88,7 @@ def do_once(workdir: Path, phase: str, work: Callable[[], object], announce: Ann
     began = time.perf_counter()
     work()
     seconds = time.perf_counter() - began
-    if jax.process_index() == 0:
+    if is_writer():
         marker.parent.mkdir(exist_ok=True)
         write_json(marker, {"seconds": seconds, "device_hours": seconds * jax.device_count() / 3600})
 
@@ -125,7 +125,7 @@ def keep_config(config: ConfigDict, workdir: Path) -> None:
                 f"{workdir}: holds a run with config.{key} {old.get(key)!r}, this one has {new.get(key)!r}; give "
                 f"another workdir, or remove {path} where the difference does not matter"
             )
-    elif jax.process_index() == 0:
+    elif is_writer():
         write_json(path, json.loads(config.to_json_best_effort()))
 
 

@@ -16,6 +16,7 @@ from polaris_jax.data.problems import chat_rows, load_problems
 from polaris_jax.errors import UserError
 from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS, ModelConfig
+from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Problem
 
@@ -84,6 +85,8 @@ def check_rows(config: ConfigDict, longest: int) -> None:
 
 def save_model_files(workdir: Path, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes model.json and tokenizer/ so that the run's directory can be loaded and exported by itself."""
+    if not is_writer():
+        return
     (workdir / "model.json").write_text(hf.config_to_json(model), encoding="utf-8")
     (workdir / "tokenizer").mkdir(exist_ok=True)
     write_tokenizer(tokenizer, workdir / "tokenizer")
