@@ -34,13 +34,11 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
     return logprobs
 
 
-def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
-    """Builds `gradient(params, rows, olds, references, temperature, loss_scale) -> (grads, totals)`.
+def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+    """The jitted `accumulate(grads, totals, params, rows, old, reference, temperature, loss_scale)`.
 
-    rows: list of `PackedBatch` on the mesh. olds, references: for each its old and its reference log-probs, float32
-    [R, T]; None for an old means the current ones, for a reference that there is no KL term. loss_scale: multiplies
-    the loss before the backward pass. grads: of the summed loss, float32, sharded as the parameters. totals: (sums,
-    extremes), dicts of scalars; `divisor` tells what to divide grads and the summed loss by.
+    Returns grads and totals with one more `PackedBatch` in them; None for both stands for "none yet". Arguments and
+    results are those of `make_gradient`, grads and totals donated.
     """
     logprobs_of = make_logprobs(model, mesh)
     row_loss = partial(_row_loss, logprobs_of=logprobs_of, algorithm=config.algorithm)
@@ -53,7 +51,18 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
         grads = jax.tree.map(jnp.add, grads, new)
         return grads, (jax.tree.map(jnp.add, totals[0], stats[0]), jax.tree.map(jnp.maximum, totals[1], stats[1]))
 
-    accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, scalar))
+    return jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, scalar))
+
+
+def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+    """Builds `gradient(params, rows, olds, references, temperature, loss_scale) -> (grads, totals)`.
+
+    rows: list of `PackedBatch` on the mesh. olds, references: for each its old and its reference log-probs, float32
+    [R, T]; None for an old means the current ones, for a reference that there is no KL term. loss_scale: multiplies
+    the loss before the backward pass. grads: of the summed loss, float32, sharded as the parameters. totals: (sums,
+    extremes), dicts of scalars; `divisor` tells what to divide grads and the summed loss by.
+    """
+    accumulate = make_accumulate(model, config, mesh)
 
     def gradient(params, rows, olds, references, temperature, loss_scale):
         grads = totals = None

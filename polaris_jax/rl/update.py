@@ -27,6 +27,25 @@ class NonFiniteUpdates(RuntimeError):
     """Too many updates in a row were skipped because the loss or a gradient was not finite."""
 
 
+def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+    """The jitted `apply(state, grads, totals) -> (state, metrics)`: one optimizer update; state is donated."""
+    total = config.training.steps * config.updates.minibatches * config.updates.epochs
+    shardings = state_shardings(model, config, mesh)
+
+    def apply(state: TrainState, grads: Any, totals: tuple[dict, dict]):
+        sums, extremes = totals
+        count = divisor(sums, config)
+        scale = jnp.where(jnp.isfinite(sums["loss"]), 1 / (count * state.opt_state.loss_scale), jnp.nan)
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        params, opt_state, metrics = adamw(state.params, grads, state.opt_state, config.optimizer, total)
+        metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
+        metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
+        metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}
+        return TrainState(state.step, params, opt_state), metrics
+
+    return jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
 def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None) -> Update:
     """Builds `update(state, batches, temperature) -> (state, metrics)`; compiles nothing before its first call.
 
@@ -41,22 +60,7 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     counts in `state.opt_state`; see `check_finite`. reference: parameters that `config.algorithm.kl` pulls towards.
     """
     minibatches, epochs = config.updates.minibatches, config.updates.epochs
-    total = config.training.steps * minibatches * epochs
-    shardings = state_shardings(model, config, mesh)
-    gradient = make_gradient(model, config, mesh)
-
-    def apply(state: TrainState, grads: Any, totals: tuple[dict, dict]):
-        sums, extremes = totals
-        count = divisor(sums, config)
-        scale = jnp.where(jnp.isfinite(sums["loss"]), 1 / (count * state.opt_state.loss_scale), jnp.nan)
-        grads = jax.tree.map(lambda g: g * scale, grads)
-        params, opt_state, metrics = adamw(state.params, grads, state.opt_state, config.optimizer, total)
-        metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
-        metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
-        metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}
-        return TrainState(state.step, params, opt_state), metrics
-
-    apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh)
     logprobs_of = make_logprobs(model, mesh)
     forward = jax.jit(lambda *args: logprobs_of(*args)[0], out_shardings=rows_sharding(mesh))
 

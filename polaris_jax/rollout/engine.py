@@ -36,10 +36,7 @@ class RolloutEngine:
     """
 
     def __init__(self, model: ModelConfig, mesh: Mesh, config: ConfigDict, *, share_prefix: bool = True):
-        if config.yarn_factor > 1:
-            yarn = Yarn(config.yarn_factor, model.max_position_embeddings, config.yarn_attention_factor)
-            model = model.replace(yarn=yarn)
-        self.model = model.replace(remat="none")
+        self.model = sampler_model(model, config)
         self.mesh, self.config = mesh, config
         self.metrics: dict[str, float] = {}
         self.share_prefix = share_prefix
@@ -157,21 +154,14 @@ class RolloutEngine:
         return groups
 
     def _page_bytes(self) -> int:
-        m = self.model
-        kv_heads = m.num_key_value_heads
-        if kv_heads % self.mesh.shape["tensor"] == 0:
-            kv_heads //= self.mesh.shape["tensor"]
-        item = jnp.dtype(self._cache_dtype).itemsize
-        return 2 * m.num_hidden_layers * self.config.page_size * kv_heads * m.head_dim * item
+        return page_bytes(self.model, self.mesh, self.config)
 
     def _pool_pages(self) -> int:
-        if self.config.cache_gib:
-            return int(self.config.cache_gib * 2**30) // self._page_bytes()
-        return self.config.slots * self._sequence_pages + 1
+        return pool_pages(self.model, self.mesh, self.config, self._sequence_pages)
 
     def _check_fit(self) -> None:
         longest = pages_for(self.config.max_response_tokens, self.config.page_size)
-        pages = self._pool_pages() if self.config.cache_gib else self.config.slots * longest + 1
+        pages = pool_pages(self.model, self.mesh, self.config, longest)
         if longest > pages - 1:
             raise UserError(
                 f"rollout.max_response_tokens={self.config.max_response_tokens} take {longest} pages of "
@@ -205,6 +195,30 @@ class RolloutEngine:
             "transfer_s": counters.transfer_s,
             "host_s": seconds - hand_over_s - device_s,
         }
+
+
+def sampler_model(model: ModelConfig, config: ConfigDict) -> ModelConfig:
+    """The trainer's model as the sampler runs it. config: the section `rollout`, here and below."""
+    if config.yarn_factor > 1:
+        yarn = Yarn(config.yarn_factor, model.max_position_embeddings, config.yarn_attention_factor)
+        model = model.replace(yarn=yarn)
+    return model.replace(remat="none")
+
+
+def page_bytes(model: ModelConfig, mesh: Mesh, config: ConfigDict) -> int:
+    """Keys and values of one page, in all layers, on one device."""
+    kv_heads = model.num_key_value_heads
+    if kv_heads % mesh.shape["tensor"] == 0:
+        kv_heads //= mesh.shape["tensor"]
+    item = jnp.dtype(config.cache_dtype or model.dtype).itemsize
+    return 2 * model.num_hidden_layers * config.page_size * kv_heads * model.head_dim * item
+
+
+def pool_pages(model: ModelConfig, mesh: Mesh, config: ConfigDict, sequence_pages: int) -> int:
+    """Pages of the pool: what `cache_gib` holds, or enough for a sequence of that many pages in every slot."""
+    if config.cache_gib:
+        return int(config.cache_gib * 2**30) // page_bytes(model, mesh, config)
+    return config.slots * sequence_pages + 1
 
 
 def _device_memory(device: jax.Device) -> float:

@@ -34,19 +34,22 @@ def lane_meshes(mesh: Mesh) -> list[Mesh]:
 
 
 class HandOver:
-    """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each lane."""
+    """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each lane.
+
+    cast: the jitted program behind it. lane_shardings: of the sampler's parameters, for each lane.
+    """
 
     def __init__(self, model: ModelConfig, mesh: Mesh, lanes: list[Mesh]):
         self._lanes = lanes
-        self._lane_shardings = [param_shardings(model, lane) for lane in lanes]
+        self.lane_shardings = [param_shardings(model, lane) for lane in lanes]
         spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), param_shardings(model, mesh))
-        self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=spread)
+        self.cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=spread)
 
     def __call__(self, params: Any) -> list[Any]:
-        spread = self._cast(params)
+        spread = self.cast(params)
         return [
             jax.tree.map(partial(_on_lane, devices=set(lane.devices.flat)), spread, shardings)
-            for lane, shardings in zip(self._lanes, self._lane_shardings, strict=True)
+            for lane, shardings in zip(self._lanes, self.lane_shardings, strict=True)
         ]
 
 

@@ -74,14 +74,7 @@ class Lane:
         self.scheduler = Scheduler(PagePool(pages), page_size, slots, run.steps, share=share)
         self.responses: dict[Scheduled, Response] = {}
         self._pages = new_pool(run.model, mesh, pages, page_size, dtype)
-        self._static = replace(  # what decides the program; the numbers are arguments
-            sampling,
-            temperature=float(sampling.temperature > 0),
-            top_p=1.0 if sampling.top_p == 1 else 0.5,
-            max_response_tokens=len(sampling.prefix) + 1,
-            stop_ids=(),
-            prefix=(0,) * len(sampling.prefix),
-        )
+        self._static = static_sampling(sampling)
         self._numbers = (
             np.asarray(sampling.stop_ids or (-1,), np.int32),
             np.float32(sampling.temperature),
@@ -194,11 +187,28 @@ class Lane:
         self._in_flight = running, decoded
 
 
-def new_pool(model: ModelConfig, mesh: Mesh, pages: int, page_size: int, dtype: str) -> programs.Pages:
-    """An empty page pool, kv heads over the tensor axis where they divide."""
+def static_sampling(sampling: Sampling) -> Sampling:
+    """What of it decides the program; the numbers are arguments."""
+    return replace(
+        sampling,
+        temperature=float(sampling.temperature > 0),
+        top_p=1.0 if sampling.top_p == 1 else 0.5,
+        max_response_tokens=len(sampling.prefix) + 1,
+        stop_ids=(),
+        prefix=(0,) * len(sampling.prefix),
+    )
+
+
+def pool_layout(model: ModelConfig, mesh: Mesh, pages: int, page_size: int) -> tuple[tuple[int, ...], NamedSharding]:
+    """Shape and sharding of the keys, or values, of a pool: kv heads over the tensor axis where they divide."""
     shape = (model.num_hidden_layers, pages, page_size, model.num_key_value_heads, model.head_dim)
     axis = "tensor" if model.num_key_value_heads % mesh.shape["tensor"] == 0 else None
-    sharding = NamedSharding(mesh, PartitionSpec(None, None, None, axis, None))
+    return shape, NamedSharding(mesh, PartitionSpec(None, None, None, axis, None))
+
+
+def new_pool(model: ModelConfig, mesh: Mesh, pages: int, page_size: int, dtype: str) -> programs.Pages:
+    """An empty page pool."""
+    shape, sharding = pool_layout(model, mesh, pages, page_size)
     return tuple(jnp.zeros(shape, dtype, device=sharding) for _ in range(2))
 
 

@@ -1,0 +1,156 @@
+"""Every device function of a run, lowered for devices that need not be there, so that compiling it tells what it needs.
+
+TPUs need the package libtpu, GPUs the packages jax-cuda12-plugin and jax-cuda12-pjrt; neither needs the hardware.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from polaris_jax.errors import UserError
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.transformer import init_params
+from polaris_jax.rl.gradients import make_accumulate, make_logprobs
+from polaris_jax.rl.update import make_apply
+from polaris_jax.rollout import lane as lanes
+from polaris_jax.rollout.engine import pool_pages, sampler_model
+from polaris_jax.rollout.handover import HandOver, lane_meshes
+from polaris_jax.rollout.kv_pages import pages_for
+from polaris_jax.rollout.programs import Rows
+from polaris_jax.rollout.sampling import Sampling
+from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
+from polaris_jax.training.optimizer import init_opt_state
+from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.types import PackedBatch
+
+GPUS = {  # name -> device memory in bytes, memory bandwidth in bytes/s; all else is that of any Hopper SXM card
+    "h100": (85_899_345_920, 3_352_000_000_000),
+    "h200": (151_397_597_184, 4_800_000_000_000),
+}
+HOPPER = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  memory_bandwidth: {bandwidth} device_memory_size: {memory} cuda_compute_capability {{ major: 9 }}
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 9 }}
+device_description_str: "{name}"
+"""
+
+
+def topology_devices(topology: str) -> Sequence[jax.Device]:
+    """Devices to compile for, such as "v5e:2x2", "v5p:4x4x4", "v6e:4x4", "h100:8" or "h200:1".
+
+    Raises UserError where the topology is unknown or the compiler for it is not installed.
+    """
+    kind, _, shape = topology.partition(":")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # of the metadata server, which only a TPU machine has
+    try:
+        if kind in GPUS:
+            memory, bandwidth = GPUS[kind]
+            target = HOPPER.format(name=kind, memory=memory, bandwidth=bandwidth)
+            described = topologies.get_topology_desc(kind, "cuda", target_config=target, topology=f"1x1x{int(shape)}")
+        else:
+            described = topologies.get_topology_desc(topology, "tpu")
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        package = "jax-cuda12-plugin and jax-cuda12-pjrt" if kind in GPUS else "libtpu"
+        raise UserError(f"topology {topology!r}: unknown, or {package} is not installed ({error})") from error
+    return described.devices
+
+
+def lower_all(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
+    """Each device function of one stage at its largest shapes; call `.compile()` on what comes back.
+
+    Keys: "accumulate/T" for each row length T; "forward/T" where old or reference log-probs need it; "apply";
+    "hand_over"; and for one copy of the sampler "prefill", "copy" and "decode". mesh: the trainer's, from
+    `make_mesh(config.mesh, topology_devices(...))` or of devices that exist.
+    """
+    return lower_training(model, config, mesh) | lower_sampling(model, config, mesh)
+
+
+def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
+    """What an update runs: see `lower_all`."""
+    shardings = state_shardings(model, config, mesh)
+    params = _params(model, shardings.params)
+    start = jax.eval_shape(lambda params: init_opt_state(params, config.optimizer, model.dtype), params)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    state = jax.tree.map(_laid, TrainState(step, params, start), shardings)
+    accumulate, scalar = make_accumulate(model, config, mesh), jax.ShapeDtypeStruct((), jnp.float32)
+    forward = jax.jit(make_logprobs(model, mesh), out_shardings=(rows_sharding(mesh),) * 2)
+    several, with_kl = config.updates.minibatches * config.updates.epochs > 1, config.algorithm.kl > 0
+    lowered, totals = {}, None
+    for length in config.updates.row_lengths:
+        rows, values = _rows(config.updates.rows, length, mesh)
+        rest = params, rows, values if several else None, values if with_kl else None, scalar, scalar
+        if totals is None:
+            totals = jax.tree.map(
+                partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(None, None, *rest)[1]
+            )
+        lowered[f"accumulate/{length}"] = accumulate.lower(params, totals, *rest)
+        if several or with_kl:
+            lowered[f"forward/{length}"] = forward.lower(params, rows, scalar)
+    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals)}
+
+
+def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
+    """What a rollout runs: see `lower_all`."""
+    c, model = config.rollout, sampler_model(model, config.rollout)
+    mesh_of_lane = lane_meshes(mesh)[0]
+    hand_over = HandOver(model, mesh, [mesh_of_lane])
+    lowered = {"hand_over": hand_over.cast.lower(_params(model, param_shardings(model, mesh)))}
+
+    longest = lanes.bucket(pages_for(config.data.max_prompt_tokens + c.max_response_tokens - 1, c.page_size))
+    pool, sharding = lanes.pool_layout(model, mesh_of_lane, pool_pages(model, mesh, c, longest), c.page_size)
+    pages = (jax.ShapeDtypeStruct(pool, c.cache_dtype or model.dtype, sharding=sharding),) * 2
+    cast = _params(model, hand_over.lane_shardings[0], model.dtype)
+    run = lanes.Programs(model, c.tokens_per_call, roomy=mesh.devices.flat[0].platform == "cpu")
+    sampling = lanes.static_sampling(Sampling(c.temperature, c.top_p, c.top_k, c.max_response_tokens))
+
+    chunk = -(-lanes.PREFILL_CHUNKS[-1] // c.page_size) * c.page_size
+    B, R = max(lanes.PREFILL_TOKENS // chunk, 1), c.slots
+    spread = pages_for(c.tokens_per_call + c.page_size - 1, c.page_size)
+    keys = jax.ShapeDtypeStruct((R, 2), jnp.uint32)
+    rows = Rows(_int(R), _int(R), _int(R), _int(R), keys, _int(R, longest), _int(R, spread))
+    numbers = _int(1), jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32), _int(0), _int()
+    with jax.set_mesh(mesh_of_lane):
+        tables = _int(B, longest), _int(B, chunk // c.page_size)
+        lowered["prefill"] = run.prefill.lower(model, cast, pages, _int(B, chunk), _int(B), _int(B), *tables)
+        lowered["copy"] = run.copy.lower(pages, _int(lanes.COPIES), _int(lanes.COPIES))
+        lowered["decode"] = run.decode.lower(
+            model, sampling, c.tokens_per_call, run.roomy, cast, pages, rows, *numbers
+        )  # fmt: skip
+    return lowered
+
+
+def _params(model: ModelConfig, shardings: Any, dtype: str = "float32") -> Any:
+    shapes = jax.eval_shape(lambda: nn.unbox(init_params(model, jax.random.key(0))))
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding), shapes, shardings)
+
+
+def _rows(count: int, length: int, mesh: Mesh) -> tuple[PackedBatch, jax.ShapeDtypeStruct]:
+    """A batch of packed rows, and one float for each of its slots."""
+    count += -count % (mesh.shape["data"] * mesh.shape["fsdp"])
+    integers, floats = (
+        jax.ShapeDtypeStruct((count, length), dtype, sharding=rows_sharding(mesh)) for dtype in (jnp.int32, jnp.float32)
+    )
+    return PackedBatch(*[integers] * 4, *[floats] * 3), floats
+
+
+def _laid(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _int(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
