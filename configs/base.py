@@ -88,7 +88,10 @@ def get_config() -> ConfigDict:
     c.training = ConfigDict()
     c.training.steps = 100
     c.training.checkpoint_every = 10  # steps
+    c.training.checkpoint_minutes = 30.0  # since the save before, where that comes sooner; 0: by steps alone
     c.training.keep = 2  # newest checkpoints
+    c.training.keep_every = 0  # every so many steps one is saved and never removed; 0: none
+    c.training.keep_best = ""  # the best by this metric is kept too, such as "reward"; "-loss": the lowest
     c.training.evaluate_every = 0  # steps; 0: never
     c.training.log_samples = 2  # responses written to samples.jsonl each step
 

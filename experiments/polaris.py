@@ -6,6 +6,7 @@
 Started again with the same flags it goes on where it stopped. A config without `model.path` begins with SFT.
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -19,6 +20,7 @@ from polaris_jax.training.start import enable_compilation_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. An unfinished run there is gone on with.")
+CHANGED = flags.DEFINE_list("allow_changed", [], "Config keys that may differ from those of the unfinished run.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -26,7 +28,8 @@ def main(_: list[str]) -> None:
     """Runs the recipe, and prints the scores, where the time went, and where things are."""
     workdir, console = Path(WORKDIR.value), Console()
     enable_compilation_cache(workdir / "compilation_cache")
-    outcome = recipe.run(CONFIG.value, workdir, announce=lambda text: console.print(text, style="bold"))
+    announce = partial(console.print, style="bold")
+    outcome = recipe.run(CONFIG.value, workdir, announce=announce, allow_changed=tuple(CHANGED.value))
     outcome.history.plot(("reward", "response_length", "temperature")).savefig(workdir / "training.png", dpi=120)
     console.print(report.table(outcome.scores, str(workdir / "train")))
     for phase, spent in outcome.phases.items():

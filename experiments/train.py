@@ -11,11 +11,12 @@ from polaris_jax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go. An unfinished run there is gone on with.")
+CHANGED = flags.DEFINE_list("allow_changed", [], "Config keys that may differ from those of the unfinished run.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_: list[str]) -> None:
-    history = loop.run(CONFIG.value, WORKDIR.value)
+    history = loop.run(CONFIG.value, WORKDIR.value, allow_changed=tuple(CHANGED.value))
     history.plot().savefig(f"{WORKDIR.value}/training.png", dpi=120)
     print(f"metrics, samples, checkpoints and training.png: {history.workdir}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -14,19 +15,30 @@ from polaris_jax.errors import UserError
 # What absl and config_flags raise for an unknown flag, an unknown config key, a bad value, a missing config file.
 _PARSE_ERRORS = (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError)
 
+# A full or read-only disk, where the job cannot go on without writing; nothing of the program is at fault.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Parses flags (`argv`, default `sys.argv`), calls `main([program])` and exits with what it returns (None: 0).
 
-    A `UserError` from `main`, a bad flag or a stray argument prints `error: ...` in one line on stderr and exits with
-    code 2. Any other exception keeps its traceback.
+    A `UserError` from `main`, a bad flag, a stray argument or a disk that cannot be written prints `error: ...` in one
+    line on stderr and exits with code 2. Any other exception keeps its traceback.
     """
     try:
         app.run(main, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        _fail(error)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _fail(error)
     sys.exit(0)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

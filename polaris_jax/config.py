@@ -106,19 +106,20 @@ def _stage_overrides(stage: Mapping[str, Any], known: Mapping[str, Any]) -> dict
         resolved = {key: value for key, value in resolved.items() if key != "rollout.temperature"} | {"search.on": True}
     for key in resolved:
         if key not in known:
-            raise UserError(f"config.stages: no such key `{key}`{_nearest(key, {**STAGE_KEYS, **known})}")
+            raise UserError(f"config.stages: no such key `{key}`{nearest(key, {**STAGE_KEYS, **known})}")
     return resolved
 
 
 def _check_value(key: str, value: Any, known: Mapping[str, Any]) -> None:
     if key not in known:
-        raise UserError(f"config.{key}: no such key{_nearest(key, known)}")
+        raise UserError(f"config.{key}: no such key{nearest(key, known)}")
     if not _same_type(value, known[key]):
         expected = type(known[key]).__name__
         raise UserError(f"config.{key}: expected {expected}, found {type(value).__name__} {value!r}")
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
+def nearest(key: str, known: Mapping[str, Any]) -> str:
+    """A question for the key that was meant, or nothing where none is near."""
     names = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean `{names[0]}`?" if names else ""
 

@@ -1,5 +1,6 @@
 """A user's mistake is one line and exit code 2, whatever the script."""
 
+import errno
 import sys
 
 import pytest
@@ -48,6 +49,13 @@ def test_user_error_is_one_line(start):
         raise UserError("x.jsonl line 3:\n  no answer")
 
     assert start(main, "--name=a") == (2, "", "error: x.jsonl line 3: no answer\n")
+
+
+def test_a_full_disk_is_one_line(start):
+    def main(values):
+        raise OSError(errno.ENOSPC, "No space left on device", "scores.json")
+
+    assert start(main, "--name=a") == (2, "", "error: [Errno 28] No space left on device: 'scores.json'\n")
 
 
 def test_other_errors_keep_their_traceback(start):

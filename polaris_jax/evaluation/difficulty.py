@@ -25,8 +25,8 @@ from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import barrier, is_writer
-from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.start import load_model, load_tokenizer, load_train_problems
+from polaris_jax.training.workdir import hold
 from polaris_jax.types import Problem, Prompt
 
 
@@ -64,23 +64,26 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     problems = [problem for problem in problems if problem.id in prompts]
     first = is_writer()  # of several processes one writes; all go on from the same journal
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
-    with Journal(path, settings, PassRate, writes=first) as journal, verifier_pool(config) as pool:
+    with (
+        hold(output) as held,
+        Journal(path, settings, PassRate, writes=first) as journal,
+        verifier_pool(config) as pool,
+    ):
         barrier("all have read the journal")
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, stage.rollout)
-        output = prepare_workdir(output)
         sampling, samples = make_sampling(stage.rollout, stop_ids(tokenizer)), config.difficulty.samples
         rates = pass_rates(
             params, engine, tokenizer, problems, prompts, sampling, samples, config.seed, pool, journal, progress
         )
-    measured = with_accuracies(problems, {name: rate.right / rate.samples for name, rate in rates.items()})
-    found = Difficulty(measured, in_bands(measured, config.difficulty.keep))
-    if not found.kept:
-        bands = ", ".join(f"{low:g} to {high:g}" for low, high in config.difficulty.keep)
-        raise UserError(f"config.difficulty.keep: none of {len(measured)} problems has an accuracy of {bands}")
-    if first:
-        save(found, output, config)
+        measured = with_accuracies(problems, {name: rate.right / rate.samples for name, rate in rates.items()})
+        found = Difficulty(measured, in_bands(measured, config.difficulty.keep))
+        if not found.kept:
+            bands = ", ".join(f"{low:g} to {high:g}" for low, high in config.difficulty.keep)
+            raise UserError(f"config.difficulty.keep: none of {len(measured)} problems has an accuracy of {bands}")
+        if first:
+            save(found, held, config)
     return found
 
 

@@ -23,8 +23,8 @@ from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import barrier, is_writer
-from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.start import load_model, load_tokenizer
+from polaris_jax.training.workdir import hold
 from polaris_jax.types import Problem
 
 _SAMPLES = re.compile(r":(\d{1,6})$")
@@ -45,15 +45,18 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     tokenizer = load_tokenizer(config)
     first = is_writer()  # of several processes one writes; all go on from the same records
     path, settings = Path(output) / "responses.jsonl", response_settings(config)
-    with Journal(path, settings, writes=first) as journal, verifier_pool(config) as verifier:
+    with (
+        hold(output) as held,
+        Journal(path, settings, writes=first) as journal,
+        verifier_pool(config) as verifier,
+    ):
         barrier("all have read the journal")
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, engine_config(config))
-        output = prepare_workdir(output)
         result = evaluate_all(params, engine, tokenizer, problems, config, verifier, journal, progress)
-    if first:
-        save(output, result, config.model.path or config.model.preset, settings)
+        if first:
+            save(held, result, config.model.path or config.model.preset, settings)
     return result
 
 
@@ -109,10 +112,9 @@ def judge_file(path: str | Path, config: ConfigDict, output: str | Path) -> tupl
     known = load_benchmarks(BENCHMARKS, suffix=config.data.suffix)
     skipped: list[str] = []
     given = read_responses(path, known, suffix=config.data.suffix, skipped=skipped)
-    output = prepare_workdir(output)
-    with verifier_pool(config) as verifier:
+    with hold(output) as held, verifier_pool(config) as verifier:
         result = judge(given, verifier)
-    save(output, result, str(path), {})
+        save(held, result, str(path), {})
     return result, skipped
 
 

@@ -23,8 +23,8 @@ from polaris_jax.evaluation.scores import estimate
 from polaris_jax.rl.temperature import Zones, diversity, find_zones
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.start import load_model, load_tokenizer
+from polaris_jax.training.workdir import hold
 
 TEMPERATURES = tuple(round(0.6 + 0.1 * i, 6) for i in range(12))  # 0.6 ... 1.7
 COLORS = {"robust": "tab:green", "exploration": "tab:orange", "collapse": "tab:red"}
@@ -54,13 +54,13 @@ def run(
         raise UserError("temperatures: empty; name at least one")
     at = {t: configs.override(config, {"evaluation.temperature": t}) for t in sorted(set(temperatures))}
     problems, tokenizer = job.problems_by_samples(config), load_tokenizer(config)
-    mesh = make_mesh(config.mesh)
-    model, params = load_model(config, mesh, tokenizer)
-    engine = RolloutEngine(model, mesh, job.engine_config(config))
-    output, rows = prepare_workdir(output), []
-    with job.verifier_pool(config) as verifier:
+    rows = []
+    with hold(output) as held, job.verifier_pool(config) as verifier:
+        mesh = make_mesh(config.mesh)
+        model, params = load_model(config, mesh, tokenizer)
+        engine = RolloutEngine(model, mesh, job.engine_config(config))
         for temperature, c in at.items():
-            directory, settings = output / f"temperature_{temperature:g}", job.response_settings(c)
+            directory, settings = held / f"temperature_{temperature:g}", job.response_settings(c)
             with Journal(directory / "responses.jsonl", settings) as journal:
                 found = job.evaluate_all(
                     params,
@@ -74,9 +74,9 @@ def run(
                 )
             job.save(directory, found, c.model.path or c.model.preset, settings)
             rows.append({"temperature": temperature, **measures(found)})
-    frame = pd.DataFrame(rows)
-    probe = Probe(frame, find_zones(*(frame[name].to_list() for name in ("temperature", "mean", "diversity"))))
-    save(probe, output)
+        frame = pd.DataFrame(rows)
+        probe = Probe(frame, find_zones(*(frame[name].to_list() for name in ("temperature", "mean", "diversity"))))
+        save(probe, held)
     return probe
 
 

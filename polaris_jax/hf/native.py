@@ -8,6 +8,7 @@ DIR/checkpoints/STEP/state/       the training state, of which `params` is read
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from polaris_jax import checksums
 from polaris_jax.errors import UserError
 from polaris_jax.hf.config import config_from_json, config_to_json
 from polaris_jax.models.presets import ModelConfig
@@ -41,7 +43,7 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> Path:
 def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary directory beside `target` that takes its name when the block ends well, and is removed if not.
 
-    Raises UserError where `target` already holds something and `overwrite` is false, or cannot be made.
+    Raises UserError where `target` already holds something and `overwrite` is false, or cannot be made or written.
     """
     target = check_target(target, overwrite=overwrite)
     try:
@@ -59,8 +61,10 @@ def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
             shutil.rmtree(old)
         else:
             os.rename(staging, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{target}: cannot be written: {error.strerror}; nothing is left of it") from error
         raise
 
 
@@ -102,7 +106,10 @@ def _state_directory(directory: Path, step: int | None) -> Path:
         raise UserError(f"{directory}: no parameters here: neither params/ nor checkpoints/STEP/")
     if step is not None and step not in steps:
         raise UserError(f"{checkpoints}: no step {step}; there are {', '.join(map(str, steps))}")
-    return checkpoints / str(steps[-1] if step is None else step) / "state"
+    path = checkpoints / str(steps[-1] if step is None else step)
+    if (path / checksums.NAME).exists() and (problem := checksums.damage(path)):
+        raise UserError(f"{path}: {problem}; there are the steps {', '.join(map(str, steps))}")
+    return path / "state"
 
 
 def _restore(path: Path, abstract: Any) -> Any:

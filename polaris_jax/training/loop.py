@@ -33,25 +33,32 @@ from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import param_shardings
-from polaris_jax.training import checkpoint
+from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, group_metrics
 from polaris_jax.training.stages import enter_stage, make_measure
 from polaris_jax.training.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.training.state import TrainState, init_state, state_shardings
+from polaris_jax.training.workdir import FREE, check_config, hold, write_config
 from polaris_jax.types import Group, Problem, Prompt, Rollout
 
 
-def run(config: ConfigDict, workdir: str | Path) -> History:
+def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ...] = ()) -> History:
     """Trains through all stages of `config`, or goes on where the run in `workdir` stopped.
 
-    Returns the metrics of every step. Raises UserError, before anything is compiled, where config, data, model and
-    workdir do not fit together.
+    allow_changed: keys that the config of the run in `workdir` may have otherwise. Returns the metrics of every step.
+    Raises UserError, before anything is compiled, where config, data, model and workdir do not fit together.
     """
     configs.check(config)
+    with hold(workdir) as held:
+        return _run(config, held, allow_changed)
+
+
+def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> History:
     stages = configs.stages(config)
+    if any_steps(workdir):
+        check_config(config, workdir, allowed=allow_changed, free=(*FREE, "sft", "difficulty"))
     meshes = [make_mesh(stage.mesh) for _, stage in stages]
     tokenizer = load_tokenizer(config)
     problems = load_train_problems(config)
@@ -65,20 +72,16 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
     model, params = load_model(config, meshes[0], tokenizer)
     reference = jax.tree.map(jnp.copy, params) if any(stage.algorithm.kl for _, stage in stages) else None
     state = init_state(model, config, meshes[0], params)
-    workdir = checkpoint.prepare_workdir(workdir)
+    checkpoints = Checkpoints(workdir, config.training)
+    state, host = checkpoints.restore(state) or (state, HostState())
     save_model_files(workdir, model, tokenizer)
-    if is_writer():
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2), encoding="utf-8")
-
-    host, checkpoints = HostState(), checkpoint.open_checkpoints(workdir, config.training.keep)
-    if restored := checkpoint.restore(checkpoints, state):
-        state, host = restored
+    write_config(config, workdir)
 
     total = sum(stage.training.steps for _, stage in stages)
     start = int(state.step)
     shown = ("reward", "response_length", "tokens_per_s")
     clock = time.perf_counter()
-    with verifier_pool(config) as pool, MetricsLogger(workdir, "GRPO", total, start, shown) as log:
+    with checkpoints, verifier_pool(config) as pool, MetricsLogger(workdir, "GRPO", total, start, shown) as log:
         for index, (name, stage) in list(enumerate(stages))[host.stage :]:
             mesh = meshes[index]
             state = jax.device_put(state, state_shardings(model, stage, mesh))
@@ -115,14 +118,14 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
                     host, curriculum=curriculum, device_seconds=host.device_seconds + spent * mesh.devices.size
                 )
                 metrics |= {"stage": index, "temperature": host.temperature}
-                metrics |= {"cost/device_hours": host.device_seconds / 3600}
+                metrics |= {"cost/device_hours": host.device_seconds / 3600, "seconds/checkpoint": checkpoints.seconds}
                 log.write(step, metrics)
                 log_samples(log, step, name, groups[: stage.training.log_samples], tokenizer)
                 stuck = metrics["update/skipped_in_a_row"] >= stage.updates.max_skipped
                 searched = stage.search.on and step == host.stage_start + 1  # a search is not to be done twice
-                if step % stage.training.checkpoint_every == 0 or step == stage_end or stuck or searched:
+                if checkpoints.due(step, stage.training) or step == stage_end or stuck or searched:
                     log.phase("checkpoint")
-                    checkpoint.save(checkpoints, state, host)
+                    checkpoints.save(state, host, metrics, first=log.sync)
                 check_finite(metrics["update/skipped_in_a_row"], stage)
         return log.history()
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from absl import logging
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -75,45 +79,76 @@ def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> di
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; an unfinished last line is left out."""
-    return _read(workdir / "metrics.jsonl")
+    return _read(workdir / "metrics.jsonl")[0]
 
 
-def _read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+def _read(path: Path, last_step: int | None = None) -> tuple[list[dict[str, Any]], int]:
+    """The rows up to `last_step`, and the bytes of the file that they take; what follows a broken line is left out."""
+    rows, size = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             break
-    return [row for row in rows if last_step is None or row["step"] <= last_step]
+        if not line.endswith(b"\n") or (last_step is not None and row["step"] > last_step):
+            break
+        rows.append(row)
+        size += len(line)
+    return rows, size
 
 
-def _reopen(path: Path, last_step: int) -> tuple[list[dict[str, Any]], TextIO]:
-    """The rows up to `last_step`, and the file without the others, open for more."""
-    rows = _read(path, last_step)
-    multihost.barrier(f"all have read {path}")
-    if not multihost.is_writer():
-        return rows, open(os.devnull, "a", encoding="utf-8")
-    path.write_text("".join(_line(row) for row in rows), encoding="utf-8")
-    return rows, path.open("a", encoding="utf-8")
+class LineFile:
+    """A file of JSON lines, each handed to the operating system at once.
 
+    Opened again it keeps its rows up to `last_step`, by one truncation: killed at any instant it has lost none of
+    them. What cannot be written, as on a full disk, stays in memory and goes before what follows. Of several processes
+    one writes.
+    """
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    def __init__(self, path: Path, last_step: int):
+        self.rows, size = _read(path, last_step)
+        multihost.barrier(f"all have read {path}")
+        self._file = FileIO(path if multihost.is_writer() else os.devnull, "a")
+        if multihost.is_writer():
+            self._file.truncate(size)
+        self._pending = b""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds a row, which `flush` writes."""
+        self._pending += json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+    def flush(self) -> None:
+        """Writes what is not yet written. Raises OSError where that cannot be."""
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
+
+    def sync(self) -> None:
+        """Returns when all is on the disk. Raises OSError where that cannot be."""
+        self.flush()
+        if multihost.is_writer():
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 class MetricsLogger:
     """Writes a run's metrics and samples, and draws its progress: in one process of several. A context manager.
 
     workdir: the run's directory; total: steps of the run; start: the step it resumes from, later rows are dropped.
-    shown: the metrics beside the progress bar.
+    shown: the metrics beside the progress bar. While the disk is full, rows are kept in memory.
     """
 
     def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
         self._workdir, self._shown = workdir, shown
-        self.rows, self._metrics = _reopen(workdir / "metrics.jsonl", start)
-        _, self._samples = _reopen(workdir / "samples.jsonl", start)
-        self._tensorboard = Writer(str(workdir / "tensorboard")) if multihost.is_writer() else None
+        self._metrics = LineFile(workdir / "metrics.jsonl", start)
+        self._samples = LineFile(workdir / "samples.jsonl", start)
+        self.rows = self._metrics.rows
+        if len(self.rows) != start:
+            logging.warning("%s/metrics.jsonl: holds %d of the %d steps before", workdir, len(self.rows), start)
+        self._full, self._tensorboard = False, None
+        self._write_tensorboard()
         self._console = Console(quiet=not multihost.is_writer())
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
@@ -126,10 +161,12 @@ class MetricsLogger:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        self._flush()
         self._metrics.close()
         self._samples.close()
         if self._tensorboard:
-            self._tensorboard.close()
+            with suppress(OSError):
+                self._tensorboard.close()
 
     def phase(self, text: str) -> None:
         """Shows what the current step is doing, such as "612 of 1024 rollouts"."""
@@ -139,10 +176,9 @@ class MetricsLogger:
         """Records the metrics of a finished step."""
         row = {"step": step, **metrics}
         self.rows.append(row)
-        self._metrics.write(_line(row))
-        self._metrics.flush()
-        for name, value in metrics.items() if self._tensorboard else ():
-            self._tensorboard.add_scalar(name, value, step=step)
+        self._metrics.add(row)
+        self._flush()
+        self._write_tensorboard()
         text = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in self._shown if name in metrics)
         self._progress.update(self._task, completed=step, text=text)
         total = self._progress.tasks[0].total or step
@@ -151,8 +187,42 @@ class MetricsLogger:
 
     def sample(self, record: Mapping[str, Any]) -> None:
         """Adds one response to samples.jsonl."""
-        self._samples.write(_line(record))
+        self._samples.add(record)
+        self._flush()
+
+    def sync(self) -> None:
+        """Returns when all rows and samples are on the disk. Raises OSError where they cannot be written."""
+        self._metrics.sync()
+        self._samples.sync()
 
     def history(self) -> History:
         """All rows so far."""
         return History(tuple(self.rows), self._workdir)
+
+    def _flush(self) -> None:
+        try:
+            self._metrics.flush()
+            self._samples.flush()
+            self._full = False
+        except OSError as error:
+            if not self._full:
+                logging.warning("%s: metrics cannot be written: %s; kept in memory", self._workdir, error.strerror)
+            self._full = True
+
+    def _write_tensorboard(self) -> None:
+        """Adds the newest row; at first, and after a full disk, writes all rows anew: its files can end before
+        metrics.jsonl or hold steps that are done again."""
+        if self._full or not multihost.is_writer():
+            return
+        rows = self.rows[-1:]
+        try:
+            if self._tensorboard is None:
+                shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
+                self._tensorboard, rows = Writer(str(self._workdir / "tensorboard")), self.rows
+            for row in rows:
+                for name, value in row.items():
+                    if name != "step":
+                        self._tensorboard.add_scalar(name, value, step=row["step"])
+        except OSError as error:
+            logging.warning("%s/tensorboard: cannot be written: %s", self._workdir, error.strerror)
+            self._tensorboard = None

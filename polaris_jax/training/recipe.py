@@ -1,6 +1,6 @@
 """The whole recipe, unattended: SFT where there is no model, difficulty, filter, stages, evaluation, export.
 
-WORKDIR/config.json      the config; another one is refused
+WORKDIR/config.json      the config; one that would give another result is refused
 WORKDIR/sft/             a run of training.sft, where config.model.path is empty and config.sft.data is not
 WORKDIR/difficulty/      pass rates, the datasets measured/ and kept/, difficulty.png
 WORKDIR/train/           a run of training.loop through all stages, on difficulty/kept
@@ -12,7 +12,6 @@ WORKDIR/done/PHASE.json  appears when a phase is complete; such a phase is not d
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,11 @@ from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax import hf
-from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training import loop, sft
-from polaris_jax.training.checkpoint import prepare_workdir
 from polaris_jax.training.metrics import History, read_metrics
+from polaris_jax.training.workdir import check_config, hold, write_config, write_json
 
 Announce = Callable[[str], None]
 
@@ -45,29 +43,41 @@ class Outcome(NamedTuple):
     phases: dict[str, dict[str, float]]
 
 
-def run(config: ConfigDict, workdir: str | Path, *, announce: Announce = lambda text: None) -> Outcome:
+def run(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    announce: Announce = lambda text: None,
+    allow_changed: tuple[str, ...] = (),
+) -> Outcome:
     """Does what is still to be done of the recipe in `workdir`.
 
     Each phase goes on where it was stopped, a complete one is left alone, so that a run that is killed and started
-    again with the same config ends like one that was not. announce: told what begins and how far it is. Raises
-    UserError where config, data, models and workdir do not fit together.
+    again with the same config ends like one that was not. announce: told what begins and how far it is. allow_changed:
+    keys that may be otherwise than at the start before. Raises UserError where config, data, models and workdir do not
+    fit together.
     """
     configs.check(config)
     configs.stages(config)
-    workdir = prepare_workdir(workdir)
-    keep_config(config, workdir)
+    with hold(workdir) as held:
+        check_config(config, held, allowed=allow_changed)
+        write_config(config, held)
+        return _run(config, held, announce, allow_changed)
 
+
+def _run(config: ConfigDict, workdir: Path, announce: Announce, allow_changed: tuple[str, ...]) -> Outcome:
     def once(phase: str, work: Callable[[], object]) -> None:
         do_once(workdir, phase, work, announce)
 
     if not config.model.path and config.sft.data:
         base = config
-        once("sft", lambda: sft.run(base, workdir / "sft"))
+        once("sft", lambda: sft.run(base, workdir / "sft", allow_changed=allow_changed))
         config = configs.override(config, {"model.path": str(workdir / "sft")})
     measured = workdir / "difficulty"
     once("difficulty", lambda: difficulty.run(config, measured, progress=in_tenths(announce, "problems measured")))
     training = configs.override(config, {"data.train": str(measured / "kept")})
-    once("train", lambda: loop.run(training, workdir / "train"))
+    changed = (*allow_changed, "model.path", "data.train")  # with the workdir, which may have been moved
+    once("train", lambda: loop.run(training, workdir / "train", allow_changed=changed))
     trained = configs.override(config, {"model.path": str(workdir / "train")})
     scored, progress = workdir / "evaluation", in_tenths(announce, "responses judged")
     once("evaluation", lambda: job.run(trained, scored, progress=progress))
@@ -110,30 +120,6 @@ def export(config: ConfigDict, source: Path, target: Path) -> None:
             yarn_factor=factor if factor > 1 else 0.0,
             yarn_attention_factor=config.rollout.yarn_attention_factor,
         )
-
-
-def keep_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json. Raises UserError, with the key, where the workdir holds a run of another config."""
-    path = workdir / "config.json"
-    new = dict(configs.flatten(ConfigDict(json.loads(config.to_json_best_effort()))))
-    if path.exists():
-        old = dict(configs.flatten(ConfigDict(json.loads(path.read_text(encoding="utf-8")))))
-        differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        if differ:
-            key = differ[0]
-            raise UserError(
-                f"{workdir}: holds a run with config.{key} {old.get(key)!r}, this one has {new.get(key)!r}; give "
-                f"another workdir, or remove {path} where the difference does not matter"
-            )
-    elif is_writer():
-        write_json(path, json.loads(config.to_json_best_effort()))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is there whole or not at all."""
-    staging = path.with_name(f".{path.name}")
-    staging.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(staging, path)
 
 
 def in_tenths(announce: Announce, what: str) -> Callable[[int, int], None]:

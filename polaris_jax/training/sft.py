@@ -8,28 +8,41 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
-from polaris_jax.data.curriculum import Curriculum, draw
+from polaris_jax.data.curriculum import draw
 from polaris_jax.data.prompts import tokenize_conversations
 from polaris_jax.errors import UserError
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import checkpoint
+from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger
 from polaris_jax.training.start import check_rows, load_conversations, load_model, load_tokenizer, save_model_files
 from polaris_jax.training.state import init_state
+from polaris_jax.training.workdir import FREE, check_config, hold, write_config
+
+# Sections that SFT does not read, and keys that those of `config.sft` take the place of.
+UNUSED = ("stages", "rollout", "search", "algorithm", "reward", "training", "difficulty", "evaluation")
+REPLACED = ("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps")
 
 
-def run(config: ConfigDict, workdir: str | Path) -> History:
+def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ...] = ()) -> History:
     """Fine-tunes on `config.sft.data`, or goes on where the run in `workdir` stopped.
 
     Each update takes the next `config.sft.batch_size` conversations, of a seeded order or of the file's, and learns the
-    assistant's tokens. Returns the metrics of every step. Raises UserError, before anything is compiled, where config,
-    data, model and workdir do not fit together.
+    assistant's tokens. allow_changed: keys that the config of the run in `workdir` may have otherwise. Returns the
+    metrics of every step. Raises UserError, before anything is compiled, where config, data, model and workdir do not
+    fit together.
     """
     configs.check(config)
-    config = _as_sft(config)
+    with hold(workdir) as held:
+        return _run(config, held, allow_changed)
+
+
+def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> History:
+    config = _as_sft(given)
+    if any_steps(workdir):
+        check_config(given, workdir, allowed=allow_changed, free=(*FREE, *UNUSED, *REPLACED))
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config)
     conversations = tokenize_conversations(tokenizer, load_conversations(config))
@@ -39,18 +52,15 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
         raise UserError(f"config.sft.batch_size: {batch_size} an update, but there are {count} conversations")
     model, params = load_model(config, mesh, tokenizer)
     state = init_state(model, config, mesh, params)
-    workdir = checkpoint.prepare_workdir(workdir)
+    checkpoints = Checkpoints(workdir, config.training)
+    state, host = checkpoints.restore(state) or (state, HostState())
     save_model_files(workdir, model, tokenizer)
-
-    place = Curriculum()
-    checkpoints = checkpoint.open_checkpoints(workdir, config.training.keep)
-    if restored := checkpoint.restore(checkpoints, state):
-        state, host = restored
-        place = host.curriculum
+    write_config(given, workdir)
+    place = host.curriculum
 
     update = make_update(model, config, mesh)
     steps, start = config.training.steps, int(state.step)
-    with MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log:
+    with checkpoints, MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log:
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
             batch, place = draw(place, conversations, batch_size, config.seed, shuffle=config.sft.shuffle)
@@ -58,10 +68,11 @@ def run(config: ConfigDict, workdir: str | Path) -> History:
             state, metrics = update(state, batches, 1.0)
             seconds = time.perf_counter() - began
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}
-            log.write(step, packing | metrics | speed)
+            metrics = packing | metrics | speed | {"seconds/checkpoint": checkpoints.seconds}
+            log.write(step, metrics)
             stuck = metrics["skipped_in_a_row"] >= config.updates.max_skipped
-            if step % config.training.checkpoint_every == 0 or step == steps or stuck:
-                checkpoint.save(checkpoints, state, HostState(place))
+            if checkpoints.due(step, config.training) or step == steps or stuck:
+                checkpoints.save(state, HostState(place), metrics, first=log.sync)
             check_finite(metrics["skipped_in_a_row"], config)
         return log.history()
 

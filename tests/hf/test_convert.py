@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from polaris_jax import hf
+from polaris_jax import checksums, hf
 from polaris_jax.errors import UserError
 
 from .conftest import assert_same_bytes
@@ -77,6 +77,18 @@ def test_checkpoint_of_another_shape(run_directory, copy_of, tmp_path):
     with pytest.raises(UserError, match=r"state: does not fit model\.json: parameter params/embedding has shape"):
         hf.export_model(workdir, tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(run_directory, copy_of, tmp_path):
+    workdir = copy_of(run_directory[0])
+    checksums.write(workdir / "checkpoints" / "10")
+    largest = max((workdir / "checkpoints" / "10").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match=r"10: .* has another checksum than when it was written; there"):
+        hf.export_model(workdir, tmp_path / "theirs")
+    hf.export_model(workdir, tmp_path / "theirs", step=5)
 
 
 def test_checkpoint_that_was_cut_short(run_directory, copy_of, tmp_path):

@@ -1,6 +1,7 @@
 """What `hf.save` writes, as transformers reads it."""
 
 import json
+import resource
 
 import jax
 import numpy as np
@@ -103,6 +104,18 @@ def test_bad_calls_leave_nothing(qwen3, tmp_path, monkeypatch):
     monkeypatch.setattr("polaris_jax.hf.export._write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         hf.save(params, config, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(qwen3, tmp_path):
+    config, params = hf.load(qwen3)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))  # no file beyond 1000 bytes
+    try:
+        with pytest.raises(UserError, match="out: cannot be written: File too large; nothing is left of it"):
+            hf.save(params, config, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert list(tmp_path.iterdir()) == []
 
 

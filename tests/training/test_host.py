@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polaris_jax.data.curriculum import Curriculum
-from polaris_jax.training import checkpoint
+from polaris_jax.training.checkpoint import Checkpoints
 from polaris_jax.training.host import HostState, from_saved, to_saved
 from polaris_jax.training.state import TrainState
 from polaris_jax.types import Rollout
+from tests.conftest import smaller_config
 
 
 def make_rollout(name, prompt, tokens, seed):
@@ -64,8 +65,9 @@ def test_it_survives_a_checkpoint(tmp_path, solutions):
     kept = {f"p{i}": make_rollout(f"p{i}", 3, 5 + i, i) for i in range(solutions)}
     host = HostState(Curriculum(2, 5, {"a": 1 / 3}, ("b",), kept), 1, 10, 1.35, 0.1 + 0.2, 12.5)
     state = TrainState(jnp.int32(7), {"w": jnp.arange(3.0)}, {"m": jnp.zeros(3)})
-    checkpoints = checkpoint.open_checkpoints(tmp_path, keep=1)
-    checkpoint.save(checkpoints, state, host)
-    restored, found = checkpoint.restore(checkpoints, state)
+    with Checkpoints(tmp_path, smaller_config().training) as checkpoints:
+        checkpoints.save(state, host)
+        checkpoints.wait()
+        restored, found = checkpoints.restore(state)
     assert_equal(found, host)
     assert int(restored.step) == 7

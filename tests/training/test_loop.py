@@ -16,7 +16,7 @@ import pytest
 from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import checkpoint, loop
+from polaris_jax.training import loop
 from polaris_jax.training.host import from_saved, to_saved
 from polaris_jax.training.optimizer import global_norm
 from polaris_jax.training.start import load_model, load_tokenizer
@@ -40,8 +40,8 @@ def without_times(rows):
 def run(tiny_config, even_length_pool, tmp_path):
     """Runs the loop in a named directory below tmp_path."""
 
-    def start(name, **overrides):
-        return loop.run(tiny_config(**overrides), tmp_path / name)
+    def start(name, allow_changed=(), **overrides):
+        return loop.run(tiny_config(**overrides), tmp_path / name, allow_changed=allow_changed)
 
     return start
 
@@ -93,9 +93,9 @@ def killed(monkeypatch, name, at):
 
 def host_of(workdir):
     """The host state of the newest checkpoint, without its times."""
-    checkpoints = checkpoint.open_checkpoints(workdir, 2)
     args = ocp.args.Composite(host=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
-    found = checkpoints.restore(checkpoints.latest_step(), args=args)
+    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("host", "arrays")) as checkpoints:
+        found = checkpoints.restore(checkpoints.latest_step(), args=args)
     return replace(from_saved(found["host"], found["arrays"]), device_seconds=0.0)
 
 
@@ -182,7 +182,8 @@ def test_easy_problems_are_dropped_when_a_stage_ends(run, monkeypatch):
     assert easy > 3
     assert frame["curriculum/dropped"].tolist() == [0, 0, easy, easy]
     assert frame["curriculum/problems"].tolist() == [64, 64, 64 - easy, 64 - easy]
-    again = run("run", stages=(*stages, {"name": "third", "steps": 1})).frame()
+    longer = (*stages, {"name": "third", "steps": 1})
+    again = run("run", ("stages", "training.checkpoint_every"), stages=longer).frame()
     assert again["curriculum/dropped"].tolist() == [0, 0, easy, easy, easy]
 
 
@@ -209,7 +210,7 @@ def test_stages_follow_one_another_and_resume_within(run, tmp_path):
 def test_another_models_checkpoint_is_refused(run):
     run("run", **{"training.steps": 2})
     with pytest.raises(UserError, match="does not fit the configured model"):
-        run("run", **{"training.steps": 2, "model.preset": "qwen3-0.6b"})
+        run("run", ("model",), **{"training.steps": 2, "model.preset": "qwen3-0.6b"})
 
 
 @pytest.mark.parametrize(

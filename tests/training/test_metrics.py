@@ -1,4 +1,6 @@
 import json
+import resource
+from contextlib import contextmanager
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -8,6 +10,7 @@ from polaris_jax.training.metrics import History, MetricsLogger, read_metrics
 
 
 def log(workdir, start, steps):
+    workdir.mkdir(exist_ok=True)
     with MetricsLogger(workdir, "test", 4, start, ("reward",)) as logger:
         for step in steps:
             logger.write(step, {"reward": step / 10})
@@ -15,28 +18,73 @@ def log(workdir, start, steps):
     return logger.history()
 
 
+def in_tensorboard(workdir):
+    events = EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    return [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors("reward")]
+
+
 def test_metrics_are_in_jsonl_tensorboard_and_history(tmp_path):
     history = log(tmp_path, 0, [1, 2])
     assert history.frame().reward.to_dict() == {1: 0.1, 2: 0.2}
     assert read_metrics(tmp_path) == [{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.2}]
     assert json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])["response"] == "½ </b>"
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors("reward")] == [
-        (1, pytest.approx(0.1)),
-        (2, pytest.approx(0.2)),
-    ]
+    assert in_tensorboard(tmp_path) == [(1, pytest.approx(0.1)), (2, pytest.approx(0.2))]
 
 
-def test_resuming_drops_later_rows_and_an_unfinished_line(tmp_path):
-    log(tmp_path, 0, [1, 2, 3])
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "rew')
+def test_killed_at_any_byte_it_goes_on_without_gap_or_double_step(tmp_path):
+    """A run that was killed while it wrote ends in any part of a line; the checkpoint that it goes on from is older."""
+    log(tmp_path, 0, [1, 2, 3, 4])
+    names = ("metrics.jsonl", "samples.jsonl")
+    whole = {name: (tmp_path / name).read_bytes() for name in names}
+    two = len(b"".join(whole["metrics.jsonl"].splitlines(keepends=True)[:2]))
+    for size in range(two, len(whole["metrics.jsonl"])):
+        (tmp_path / "metrics.jsonl").write_bytes(whole["metrics.jsonl"][:size])
+        with MetricsLogger(tmp_path, "test", 4, 2, ()) as logger:
+            assert [row["step"] for row in logger.rows] == [1, 2]
+        assert (tmp_path / "metrics.jsonl").read_bytes() == whole["metrics.jsonl"][:two]
     history = log(tmp_path, 2, [3, 4])
     assert [row["step"] for row in history.rows] == [1, 2, 3, 4]
-    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
-    samples = [json.loads(line)["step"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert samples == [1, 2, 3, 4]
+    assert {name: (tmp_path / name).read_bytes() for name in names} == whole
+    assert [step for step, _ in in_tensorboard(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_rows_that_are_gone_are_told(tmp_path, caplog):
+    log(tmp_path, 0, [1, 2, 3])
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text.replace("2", "}"))
+    log(tmp_path, 3, [4])
+    assert "metrics.jsonl: holds 1 of the 3 steps before" in caplog.text
+
+
+@contextmanager
+def full_disk(size):
+    """No file of this process can grow beyond `size` bytes: as on a full disk, a write ends in the middle of a line."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's writer
+def test_on_a_full_disk_rows_are_kept_and_written_when_there_is_room(tmp_path, caplog):
+    log(tmp_path / "roomy", 0, range(1, 9))
+    with MetricsLogger(tmp_path, "test", 8, 0, ()) as logger:
+        for step in range(1, 9):
+            with full_disk(100) if 2 <= step <= 6 else full_disk(resource.RLIM_INFINITY):
+                logger.write(step, {"reward": step / 10})
+                logger.sample({"step": step, "response": "½ </b>"})
+                if step == 6:
+                    assert (tmp_path / "metrics.jsonl").stat().st_size == 100  # within a line
+                    with pytest.raises(OSError, match="File too large"):
+                        logger.sync()
+        logger.sync()
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "roomy" / name).read_bytes()
+    assert in_tensorboard(tmp_path) == in_tensorboard(tmp_path / "roomy")
+    assert caplog.text.count("metrics cannot be written") == 1
 
 
 def test_plot_has_a_panel_for_each_metric(tmp_path):

@@ -85,7 +85,7 @@ def test_another_config_is_refused_with_the_key(phases, tiny_config, tmp_path):
     stages = ({"name": "a", "steps": 2, "temperature": 1.2},)
     recipe.run(tiny_config(stages=stages), tmp_path)
     recipe.run(tiny_config(stages=stages), tmp_path)
-    with pytest.raises(UserError, match=r"holds a run with config.rollout.samples 4, this one has 6; give another"):
+    with pytest.raises(UserError, match=r"has another config: config.rollout.samples: 4 -> 6; give another"):
         recipe.run(tiny_config(stages=stages, **{"rollout.samples": 6}), tmp_path)
     with pytest.raises(UserError, match="the first stage needs a number"):
         recipe.run(tiny_config(stages=({"temperature": "search"},)), tmp_path / "other")
@@ -113,5 +113,5 @@ def test_every_config_survives_being_kept(tmp_path):
     for name in ("polaris_4b", "tiny_stages"):
         config = configs.load(f"configs/{name}.py")
         (tmp_path / name).mkdir()
-        recipe.keep_config(config, tmp_path / name)
-        recipe.keep_config(config, tmp_path / name)
+        recipe.write_config(config, tmp_path / name)
+        recipe.check_config(config, tmp_path / name)

@@ -1,4 +1,8 @@
+import itertools
 import json
+import resource
+import subprocess
+from contextlib import contextmanager, suppress
 
 import jax
 import numpy as np
@@ -7,6 +11,12 @@ import pytest
 from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.training import sft
+from polaris_jax.training.metrics import read_metrics
+
+
+def assert_same_params(*workdirs):
+    left, right = (hf.load(workdir)[1] for workdir in workdirs)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def test_sft_learns_and_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
@@ -24,8 +34,70 @@ def test_sft_learns_and_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
         sft.run(tiny_config(), tmp_path / "broken")
     resumed = sft.run(tiny_config(), tmp_path / "broken")
     assert [row["loss"] for row in resumed.rows] == [row["loss"] for row in unbroken.rows]
-    left, right = (hf.load(tmp_path / name)[1] for name in ("broken", "unbroken"))
-    jax.tree.map(np.testing.assert_array_equal, left, right)
+    assert_same_params(tmp_path / "broken", tmp_path / "unbroken")
+
+
+@contextmanager
+def small_disk(path):
+    """A file system of 4 MB, where this user may mount; yields what fills it and what makes room again."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount")
+
+    def fill():
+        with (path / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    try:
+        yield fill, (path / "ballast").unlink
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+@contextmanager
+def small_files(path):
+    """The same with a limit on the size of files, which everybody may set."""
+    path.mkdir()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield (
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1])),
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, unlimited),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's writer
+@pytest.mark.parametrize("disk", [small_disk, small_files])
+def test_a_run_outlives_a_full_disk(tiny_config, tmp_path, monkeypatch, caplog, disk):
+    """Full from the second step to the fourth, in which a checkpoint was due; it is saved after the fifth."""
+    config = tiny_config(**{"sft.steps": 6, "sft.checkpoint_every": 3, "training.keep": 1})
+    unbroken = sft.run(config, tmp_path / "unbroken")
+    draw, step = sft.draw, itertools.count(1)
+    saved = []
+    with disk(tmp_path / "disk") as (fill, make_room):
+
+        def at_each_step(*args, **settings):
+            now = next(step)
+            if now == 2:
+                fill()
+            if now == 5:
+                make_room()
+            saved.append(sorted(path.name for path in tmp_path.glob("disk/run/checkpoints/*") if path.name.isdigit()))
+            return draw(*args, **settings)
+
+        monkeypatch.setattr(sft, "draw", at_each_step)
+        history = sft.run(config, tmp_path / "disk" / "run")
+        assert [row["loss"] for row in history.rows] == [row["loss"] for row in unbroken.rows]
+        assert [row["step"] for row in read_metrics(tmp_path / "disk" / "run")] == [1, 2, 3, 4, 5, 6]
+        assert saved[:5] == [[]] * 5
+        assert "3: not saved" in caplog.text
+        assert "4: not saved" in caplog.text
+        assert "5: not saved" not in caplog.text
+        assert_same_params(tmp_path / "disk" / "run", tmp_path / "unbroken")
 
 
 def test_a_file_of_conversations_is_learnt(tiny_config, tmp_path):
