@@ -104,7 +104,8 @@ class Checkpoints:
         except SAVE_ERRORS as error:
             self._fail(error)
         if self._saving and multihost.is_writer():
-            print(f"checkpoint {self._step}: {self._bytes / 2**30:.3g} GiB in {self._seconds:.1f} s", flush=True)
+            with suppress(OSError):  # of a log file on the same full disk
+                print(f"checkpoint {self._step}: {self._bytes / 2**30:.3g} GiB in {self._seconds:.1f} s", flush=True)
         self._saving = False
 
     def restore(self, like: TrainState) -> tuple[TrainState, HostState] | None:

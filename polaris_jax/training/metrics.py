@@ -183,7 +183,8 @@ class MetricsLogger:
         self._progress.update(self._task, completed=step, text=text)
         total = self._progress.tasks[0].total or step
         if not self._console.is_terminal and (step == total or step % max(1, int(total) // 20) == 0):
-            self._console.print(f"{self._progress.tasks[0].description} {step}/{int(total)}  {text}")
+            with suppress(OSError):  # of a log file on the same full disk
+                self._console.print(f"{self._progress.tasks[0].description} {step}/{int(total)}  {text}")
 
     def sample(self, record: Mapping[str, Any]) -> None:
         """Adds one response to samples.jsonl."""

@@ -39,16 +39,16 @@ def test_sft_learns_and_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
 
 @contextmanager
 def small_disk(path):
-    """A file system of 4 MB, where this user may mount; yields what fills it and what makes room again."""
+    """A file system of 24 MB, where this user may mount; yields what fills it and what makes room again."""
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", path]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount")
 
     def fill():
         with (path / "ballast").open("wb", buffering=0) as file, suppress(OSError):
             while True:
-                file.write(bytes(4096))
+                file.write(bytes(2**16))
 
     try:
         yield fill, (path / "ballast").unlink

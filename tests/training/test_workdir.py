@@ -78,8 +78,10 @@ def test_what_differs_is_shown_and_refused_where_it_would_change_the_run(tiny_co
     other = tiny_config(**{"optimizer.learning_rate": 0.5, "rollout.samples": 6, "training.keep": 5})
     with pytest.raises(UserError) as refused:
         check_config(other, tmp_path)
-    assert "config.rollout.samples: 4 -> 6; config.optimizer.learning_rate: 0.01 -> 0.5; give" in str(refused.value)
-    assert str(refused.value).endswith("--allow_changed=rollout.samples,optimizer.learning_rate")
+    assert "config: config.optimizer.learning_rate: 0.01 -> 0.5; config.rollout.samples: 4 -> 6; give" in str(
+        refused.value
+    )
+    assert str(refused.value).endswith("--allow_changed=optimizer.learning_rate,rollout.samples")
     with pytest.raises(UserError, match=r"another config: config.rollout.samples: 4 -> 6; give"):
         check_config(other, tmp_path, allowed=["optimizer"])
     check_config(other, tmp_path, allowed=["optimizer", "rollout.samples"])
@@ -111,8 +113,15 @@ def test_a_broken_config_is_refused_in_words(tiny_config, tmp_path):
         check_config(tiny_config(), tmp_path)
 
 
-def test_until_something_is_saved_the_config_may_change(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft, "draw", lambda *_, **__: 1 / 0)
-    for rate in (0.1, 0.2):
-        with pytest.raises(ZeroDivisionError):
-            sft.run(tiny_config(**{"optimizer.weight_decay": rate}), tmp_path)
+@pytest.mark.parametrize("job", [loop, sft])
+def test_from_the_first_checkpoint_on_the_config_may_not_change(tiny_config, tmp_path, monkeypatch, job):
+    write_config(tiny_config(), tmp_path)
+    other = tiny_config(**{"optimizer.weight_decay": 0.5})
+    monkeypatch.setattr(job, "load_tokenizer", lambda config: 1 / 0)  # what comes after the comparison
+    with pytest.raises(ZeroDivisionError):
+        job.run(other, tmp_path)
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"config.optimizer.weight_decay: 0.01 -> 0.5; give"):
+        job.run(other, tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        job.run(other, tmp_path, allow_changed=("optimizer.weight_decay",))
