@@ -12,9 +12,6 @@ from ml_collections.config_flags.config_flags import is_config_flag
 
 from polaris_jax.errors import UserError
 
-# What absl and config_flags raise for an unknown flag, an unknown config key, a bad value, a missing config file.
-_PARSE_ERRORS = (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError)
-
 # A full or read-only disk, where the job cannot go on without writing; nothing of the program is at fault.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -37,8 +34,13 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
 
 
 def _fail(error: Exception) -> NoReturn:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", _one_line(str(error)), file=sys.stderr)
     sys.exit(2)
+
+
+def _one_line(text: str) -> str:
+    """The text in one line, with what could steer a terminal or cannot be encoded as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -47,7 +49,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         for name in flags.FLAGS:
             if is_config_flag(flags.FLAGS[name]):
                 getattr(flags.FLAGS[name].value, "lock", None)  # where its file could not be read, this raises OSError
-    except _PARSE_ERRORS as error:
+    except Exception as error:  # of many kinds: a wrong flag, key or value, and whatever a config file may raise
         raise UserError(_words(error)) from error
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # else absl shows what libraries log at INFO
@@ -59,4 +61,4 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _words(error: Exception) -> str:
     if error.args and isinstance(error.args[0], Exception):  # config_flags wraps the KeyError of an unknown key
         return _words(error.args[0])
-    return f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error)
+    return f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error) or type(error).__name__

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
-from polaris_jax.errors import UserError
+from polaris_jax.errors import UserError, redact
+from polaris_jax.models.transformer import REMAT_POLICIES
+from polaris_jax.rewards.pool import MIN_MEMORY_BYTES
+from polaris_jax.rl.advantages import ADVANTAGES
+from polaris_jax.rl.losses import LOSSES
+from polaris_jax.sharding.mesh import AXES
+from polaris_jax.training.optimizer import SCHEDULES
 
 # A stage may name these keys alone; every other key by its full path, such as "data.train". The temperature "search"
 # sets `search.on`.
@@ -21,17 +29,63 @@ STAGE_KEYS = {
     "max_response_tokens": "rollout.max_response_tokens",
 }
 
-AT_LEAST_ONE = (
-    "rollout.prompts",
-    "rollout.samples",
-    "rollout.slots",
-    "rollout.max_response_tokens",
-    "updates.rows",
-    "algorithm.rescue_buffer",
-    "search.problems",
-    "search.samples",
-    "difficulty.samples",
-)
+DTYPES = ("bfloat16", "float16", "float32")
+LARGEST = 2**31 - 1  # no size, step, seed or rate that makes sense passes an int32
+
+Constraint = tuple[str, Callable[[Any], bool]]  # what is expected, in words; whether a value of the right type is so
+
+
+def _one_of(names: Iterable[str]) -> Constraint:
+    return f"one of {', '.join(name or repr(name) for name in names)}", lambda value: value in names
+
+
+def _tuple_of(words: str, kind: type, fits: Callable[[Any], bool]) -> Constraint:
+    return words, lambda value: all(_same_type(part, kind()) for part in value) and fits(value)
+
+
+_AT_LEAST_ONE: Constraint = ("at least 1", lambda value: value >= 1)
+_POSITIVE: Constraint = ("more than 0", lambda value: value > 0)
+_TOP_P: Constraint = ("more than 0 and at most 1", lambda value: 0 < value <= 1)
+_AXIS: Constraint = ("at least 1, or -1 for all devices that are left", lambda value: value == -1 or value >= 1)
+
+# What a value must be beyond its type. Every number is from 0 to LARGEST besides.
+CONSTRAINTS: dict[str, Constraint] = {
+    "stages": ("dicts of overrides", lambda value: all(isinstance(stage, Mapping) for stage in value)),
+    "model.dtype": _one_of(DTYPES),
+    "model.remat": _one_of(REMAT_POLICIES),
+    "data.max_prompt_tokens": _AT_LEAST_ONE,
+    **{f"rollout.{key}": _AT_LEAST_ONE for key in ("prompts", "samples", "max_response_tokens", "slots")},
+    **{f"rollout.{key}": _AT_LEAST_ONE for key in ("tokens_per_call", "yarn_factor")},
+    **{f"rollout.{key}": _POSITIVE for key in ("temperature", "yarn_attention_factor")},
+    "rollout.top_p": _TOP_P,
+    "rollout.page_size": ("a power of two", lambda value: value.bit_count() == 1),
+    "rollout.cache_dtype": _one_of(("", *DTYPES)),
+    **{f"search.{key}": _AT_LEAST_ONE for key in ("problems", "samples")},
+    "algorithm.loss": _one_of(LOSSES),
+    "algorithm.advantage": _one_of(ADVANTAGES),
+    "algorithm.aggregation": _one_of(("token", "sequence", "constant")),
+    "algorithm.clip": _tuple_of("two numbers, below and above", float, lambda v: len(v) == 2 and min(v) >= 0),
+    "algorithm.dual_clip": ("0 or more than 1", lambda value: value == 0 or value > 1),
+    "algorithm.old_logprobs": _one_of(("trainer", "recorded")),
+    "algorithm.rescue_buffer": _AT_LEAST_ONE,
+    "algorithm.min_mixed": ("a share below 1", lambda value: 0 <= value < 1),
+    "updates.row_lengths": _tuple_of("one or more lengths of at least 1", int, lambda v: v and min(v) >= 1),
+    **{f"updates.{key}": _AT_LEAST_ONE for key in ("rows", "minibatches", "epochs", "max_skipped")},
+    "optimizer.schedule": _one_of(SCHEDULES),
+    "optimizer.betas": _tuple_of("two numbers below 1", float, lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1),
+    **{f"mesh.{axis}": _AXIS for axis in AXES},
+    "reward.workers": _AT_LEAST_ONE,
+    "reward.timeout_s": _POSITIVE,
+    "reward.memory_gib": ("at least 0.0625, for Python itself", lambda value: value * 2**30 >= MIN_MEMORY_BYTES),
+    **{f"training.{key}": _AT_LEAST_ONE for key in ("steps", "checkpoint_every", "keep")},
+    **{f"sft.{key}": _AT_LEAST_ONE for key in ("steps", "batch_size", "checkpoint_every")},
+    "sft.schedule": _one_of(SCHEDULES),
+    "difficulty.samples": _AT_LEAST_ONE,
+    "difficulty.keep": ("pairs (lowest, highest accuracy)", lambda value: value and all(map(_is_band, value))),
+    "evaluation.benchmarks": _tuple_of("names", str, all),
+    "evaluation.top_p": _TOP_P,
+    **{f"evaluation.{key}": _AT_LEAST_ONE for key in ("samples", "max_response_tokens", "yarn_factor")},
+}
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -70,19 +124,8 @@ def check(config: ConfigDict) -> None:
         _check_value(key, value, known)
     for key in known.keys() - found.keys():
         raise UserError(f"config.{key}: missing; start from configs/base.py")
-    for key in AT_LEAST_ONE:
-        if found[key] < 1:
-            raise UserError(f"config.{key}: expected at least 1, found {found[key]}")
     if found["rollout.samples"] < 2 and found["algorithm.loss"] != "sft":
         raise UserError("config.rollout.samples: expected at least 2, found 1; a group of one has no advantage")
-    for key in ("rollout.temperature", "evaluation.temperature"):
-        if found[key] < 0:
-            raise UserError(f"config.{key}: expected at least 0, found {found[key]}")
-    if not 0 <= found["algorithm.min_mixed"] < 1:
-        raise UserError(f"config.algorithm.min_mixed: expected a share below 1, found {found['algorithm.min_mixed']}")
-    for band in found["difficulty.keep"]:
-        if not isinstance(band, tuple | list) or len(band) != 2 or not band[0] <= band[1]:
-            raise UserError(f"config.difficulty.keep: expected pairs (lowest, highest accuracy), found {band!r}")
     for stage in config.stages:
         _stage_overrides(stage, known)
 
@@ -104,23 +147,46 @@ def _stage_overrides(stage: Mapping[str, Any], known: Mapping[str, Any]) -> dict
     resolved = {STAGE_KEYS.get(key, key): value for key, value in stage.items() if key != "name"}
     if resolved.get("rollout.temperature") == "search":
         resolved = {key: value for key, value in resolved.items() if key != "rollout.temperature"} | {"search.on": True}
-    for key in resolved:
+    for key, value in resolved.items():
         if key not in known:
             raise UserError(f"config.stages: no such key `{key}`{nearest(key, {**STAGE_KEYS, **known})}")
+        _check_value(key, value, known)
     return resolved
 
 
 def _check_value(key: str, value: Any, known: Mapping[str, Any]) -> None:
     if key not in known:
         raise UserError(f"config.{key}: no such key{nearest(key, known)}")
+    if redact(str(value)) != str(value):
+        raise UserError(f"config.{key}: holds a secret; set HF_TOKEN or use `hf auth login` instead")
     if not _same_type(value, known[key]):
         expected = type(known[key]).__name__
         raise UserError(f"config.{key}: expected {expected}, found {type(value).__name__} {value!r}")
+    least = -1 if key.startswith("mesh.") else 0
+    words = "whole characters other than NUL" if isinstance(value, str) else f"numbers from {least} to {LARGEST}"
+    sound = words, partial(_is_sound, least=least)
+    for words, fits in (CONSTRAINTS.get(key, sound), sound):
+        if not fits(value):
+            raise UserError(f"config.{key}: expected {words}, found {value!r}")
 
 
-def nearest(key: str, known: Mapping[str, Any]) -> str:
+def _is_sound(value: Any, least: int) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_sound(part, least) for part in value)
+    if isinstance(value, str):
+        return not re.search("[\0\ud800-\udfff]", value)  # no file can be called so
+    return not isinstance(value, int | float) or least <= value <= LARGEST
+
+
+def _is_band(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return all(_same_type(part, 0.0) for part in value) and 0 <= value[0] <= value[1]
+
+
+def nearest(key: Any, known: Mapping[str, Any]) -> str:
     """A question for the key that was meant, or nothing where none is near."""
-    names = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    names = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     return f"; did you mean `{names[0]}`?" if names else ""
 
 

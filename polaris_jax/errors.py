@@ -1,5 +1,26 @@
-"""The error for mistakes that a user can mend: what was found, where, and what is expected instead."""
+"""The one exception that scripts turn into a single line, and what no line may hold."""
+
+import os
+import re
+
+# Tokens of the hub, passwords in URLs, and what a URL's query calls a secret.
+_SECRETS = re.compile(
+    r"()\bhf_[A-Za-z0-9]{20,}|(://)[^/@\s]+(?=@)|([?&](?:access_token|token|api_key|key|password)=)[^&\s]+"
+)
 
 
-class UserError(ValueError):
-    """A wrong setting, file or checkpoint. Its message is shown to the user as one line, without a traceback."""
+class UserError(Exception):
+    """A mistake that the user can mend: bad config, data or checkpoint. The message says where, what, what instead.
+
+    Secrets in it are replaced by three asterisks.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
+
+
+def redact(text: str) -> str:
+    """The text without hub tokens, passwords in URLs, and the value of HF_TOKEN."""
+    if len(token := os.environ.get("HF_TOKEN", "")) >= 8:
+        text = text.replace(token, "***")
+    return _SECRETS.sub(lambda match: f"{match[match.lastindex]}***", text)

@@ -1,10 +1,16 @@
 """What all tests share: compiled programs are kept for the session, and a tiny config."""
 
+import runpy
+import sys
 from concurrent.futures import Future
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import pytest
+from absl import app, flags
 
 from polaris_jax import config as configs
 from polaris_jax.rewards import Reason, Verdict
@@ -70,3 +76,58 @@ class EvenLengthPool:
 def even_length_pool(monkeypatch):
     """Makes the training loop reward responses of even length."""
     monkeypatch.setattr("polaris_jax.training.loop.verifier_pool", lambda config: EvenLengthPool())
+
+
+class FirstCompile(Exception):
+    """Ends a script run by `run_script`: all its checks were passed, and it would now compile."""
+
+
+class Outcome(NamedTuple):
+    """code: the exit code, None where the first compile was reached. out, err: what was printed."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+_stopping = False
+
+
+def _stop_at_first_compile(event, duration, **_):
+    if _stopping and event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+        raise FirstCompile
+
+
+jax.monitoring.register_event_duration_secs_listener(_stop_at_first_compile)
+
+
+def run_script(name, *args):
+    """Runs experiments/NAME.py in this process until it ends or is about to compile something. Returns an Outcome."""
+    global _stopping
+    app.define_help_flags()
+    known, cache, argv = set(flags.FLAGS), jax.config.jax_compilation_cache_dir, sys.argv
+    code = None
+    sys.argv = [name, *map(str, args)]
+    _stopping = True
+    try:
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            runpy.run_path(str(CONFIGS.parent / "experiments" / f"{name}.py"), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code or 0
+    except FirstCompile:
+        pass
+    finally:
+        _stopping, sys.argv = False, argv
+        jax.config.update("jax_compilation_cache_dir", cache)
+        for flag in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, flag)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def refusal(name, *args):
+    """The message with which a script refuses its input: one line on stderr, exit code 2, nothing compiled."""
+    code, _, err = run_script(name, *args)
+    assert code == 2, f"exit code {code}; {err}"
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err

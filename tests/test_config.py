@@ -39,10 +39,10 @@ def test_a_misspelt_key_in_a_config_file_or_a_stage_is_refused():
         ("algorithm.clip", 0.2, "expected tuple, found float 0.2"),
         ("rollout.samples", 1, "expected at least 2, found 1"),
         ("rollout.prompts", 0, "expected at least 1, found 0"),
-        ("rollout.temperature", -0.5, "expected at least 0, found -0.5"),
+        ("rollout.temperature", -0.5, "expected more than 0, found -0.5"),
         ("algorithm.min_mixed", 1.5, "expected a share below 1, found 1.5"),
-        ("difficulty.keep", (0.0, 0.9), r"expected pairs \(lowest, highest accuracy\), found 0.0"),
-        ("difficulty.keep", ((0.9, 0.1),), r"expected pairs \(lowest, highest accuracy\), found \(0.9, 0.1\)"),
+        ("difficulty.keep", (0.0, 0.9), r"expected pairs \(lowest, highest accuracy\), found \(0.0, 0.9\)"),
+        ("difficulty.keep", ((0.9, 0.1),), r"expected pairs \(lowest, highest accuracy\), found \(\(0.9, 0.1\),\)"),
     ],
 )
 def test_wrong_types_and_values_are_refused(key, value, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -96,6 +97,11 @@ def difficulty_picture(accuracies: dict[str, Sequence[float]], *, rollouts: int 
     return figure
 
 
+def _cell(text: str) -> str:
+    """A text that a dataset gave as one cell of a Markdown table, in which it is neither HTML nor a second cell."""
+    return html.escape(" ".join(text.split())).replace("|", "&#124;")
+
+
 def card(problems: Sequence[Problem], *, title: str, history: Sequence[str] = (), rollouts: int = 8) -> str:
     """The card in Markdown: counts, sources, length of questions, answers, how it was made, difficulty."""
     words = [len(problem.question.split()) for problem in problems]
@@ -103,7 +109,9 @@ def card(problems: Sequence[Problem], *, title: str, history: Sequence[str] = ()
     lines = [f"# {title}", "", f"{len(problems):,} problems in `problems.parquet`; columns: "]
     lines[-1] += ", ".join(f"`{column}`" for column in RELEASED_COLUMNS) + "."
     lines += ["", "| source | problems |", "|---|---|"]
-    lines += [f"| {name or '?'} | {n:,} |" for name, n in Counter(problem.source for problem in problems).most_common()]
+    lines += [
+        f"| {_cell(name) or '?'} | {n:,} |" for name, n in Counter(problem.source for problem in problems).most_common()
+    ]
     lines += ["", f"Words in a question, suffix included: median {np.median(words):.0f}, longest {max(words)}. "]
     lines[-1] += f"Problems with several right answers: {sum(len(problem.answers) > 1 for problem in problems):,}."
     if history:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import re
 from dataclasses import replace
 from importlib import resources
@@ -13,6 +14,8 @@ from typing import Any
 
 from polaris_jax.data.rows import RowError, collect, summary
 from polaris_jax.errors import UserError
+from polaris_jax.rewards.answers import alternatives
+from polaris_jax.rewards.pool import MAX_TEXT
 from polaris_jax.types import Problem
 
 SUFFIX = r"Let's think step by step and output the final answer within \boxed{}."
@@ -112,8 +115,10 @@ def parse_answers(value: Any) -> tuple[str, ...]:
     """A ground truth as a tuple of distinct texts: from a text, a number or a list of either. Raises RowError."""
     values = value if isinstance(value, (list, tuple)) else [value]
     answers = dict.fromkeys(filter(None, map(_answer, values)))
-    if not answers:
+    if not alternatives(list(answers)):
         raise RowError("answer is empty")
+    if (size := sum(map(len, answers))) > MAX_TEXT:
+        raise RowError(f"answer has {size:,} characters, the verifier reads {MAX_TEXT:,}")
     return tuple(answers)
 
 
@@ -210,7 +215,7 @@ def _accuracy(difficulty: Any) -> float | None:
 
 def _source_name(source: str | Path) -> str:
     path = Path(source)
-    return path.stem if path.exists() else str(source)
+    return path.stem if os.path.exists(path) else str(source)
 
 
 def _names(row: dict[str, Any]) -> str:

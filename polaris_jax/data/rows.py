@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def collect(
                     raise row
                 usable.append((place, parse(row)))
             except RowError as error:
-                faults.append(f"{place}: {error}")
+                faults.append(f"{place}: {error}".encode(errors="backslashreplace").decode())
         if len(usable) == before:
             reason = f"none of its {len(faults) - bad} rows is usable; {faults[bad]}" if faults[bad:] else "has no rows"
             raise UserError(f"{name}: {reason}")
@@ -66,14 +67,14 @@ def open_tables(source: str | Path) -> list[tuple[str, Rows]]:
     Raises UserError when it is none of these.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for what no file can be called
         if (path / "state.json").exists() and (path / "dataset_info.json").exists():
-            return [(str(path), _dataset_rows(path.name, datasets.load_from_disk(str(path))))]
+            return [(str(path), _dataset_rows(path.name, _load_saved(path)))]
         files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
         if not files:
             raise UserError(f"{path}: the directory holds no file that ends in {', '.join(SUFFIXES)}")
         return [(str(file), _file_rows(file)) for file in files]
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise UserError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(SUFFIXES)}")
         return [(str(path), _file_rows(path))]
@@ -83,12 +84,22 @@ def open_tables(source: str | Path) -> list[tuple[str, Rows]]:
     return [(str(source), _dataset_rows(name, _load_hub(name, split or "train")))]
 
 
+def _load_saved(path: Path) -> datasets.Dataset:
+    try:
+        return datasets.load_from_disk(str(path))
+    except Exception as error:  # of many kinds, as below
+        raise UserError(f"{path}: not a dataset that save_to_disk wrote ({error})") from error
+
+
 def _load_hub(name: str, split: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # the hub's client raises many kinds: offline, not found, gated, no such split
         reason = " ".join(str(error).split())
-        raise UserError(f"{name}: neither a file here nor a hub dataset with split {split!r} ({reason})") from error
+        raise UserError(
+            f"{name}: neither a file here nor a hub dataset with split {split!r} ({reason}); "
+            f"a local {', '.join(SUFFIXES)} file or a directory of them may be given instead"
+        ) from error
 
 
 def _dataset_rows(name: str, dataset: datasets.Dataset) -> Rows:

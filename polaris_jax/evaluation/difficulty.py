@@ -62,6 +62,11 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     problems = load_train_problems(config)[: config.difficulty.problems or None]
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
     problems = [problem for problem in problems if problem.id in prompts]
+    if not problems:
+        raise UserError(
+            f"{config.data.train}: every prompt has over config.data.max_prompt_tokens="
+            f"{config.data.max_prompt_tokens} tokens"
+        )
     first = is_writer()  # of several processes one writes; all go on from the same journal
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
     with (

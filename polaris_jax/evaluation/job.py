@@ -131,7 +131,7 @@ def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: i
             found = benchmark(name, suffix=suffix)
         elif name == "arithmetic":
             found = arithmetic.problems("test", most or ARITHMETIC_PROBLEMS, suffix, seed)
-        elif "/" not in name and not Path(name).exists():
+        elif "/" not in name and not os.path.exists(name):
             raise UserError(f"{name}: no such benchmark; expected {', '.join(BENCHMARKS)}, arithmetic or a dataset")
         else:
             found = [Problem(p.id, p.question, p.answers, name) for p in load_problems(name, suffix=suffix)]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from polaris_jax.errors import UserError
@@ -24,7 +25,7 @@ _COLUMNS += ["cut_off", "gain", "gain_low", "gain_high"]
 
 def table(scores: Scores, title: str = "") -> Table:
     """One row a benchmark with n problems and k responses to each; accuracies and shares in percent."""
-    result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    result = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     result.add_column("benchmark", no_wrap=True)
     for name in ("n", "k", "avg@k", "95%", "pass@k", "maj@k", "tokens", "no box", "cut off"):
         result.add_column(name, justify="right")
@@ -32,7 +33,7 @@ def table(scores: Scores, title: str = "") -> Table:
         k = found["samples"]
         average = found[f"avg@{k}"]
         result.add_row(
-            benchmark,
+            escape(benchmark),
             str(found["problems"]),
             str(k),
             _percent(average["mean"]),
@@ -53,7 +54,8 @@ def load_runs(directories: Sequence[str | Path]) -> dict[str, Scores]:
         path = directory / "scores.json" if directory.is_dir() else directory
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["scores"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            compare({"": found})  # what cannot be laid beside others is none
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the scores of an evaluation ({error})") from error
         runs[directory.name if directory.name not in runs else str(directory)] = found
     return runs
@@ -101,8 +103,8 @@ def comparison_table(frame: pd.DataFrame) -> Table:
         rows = frame[frame["benchmark"] == benchmark]
         for number, row in enumerate(rows.to_dict("records")):
             result.add_row(
-                "" if number else benchmark,
-                row["run"],
+                "" if number else escape(benchmark),
+                escape(row["run"]),
                 _interval(row["mean"], row["low"], row["high"]),
                 "" if np.isnan(row["gain"]) else _interval(row["gain"], row["gain_low"], row["gain_high"], "+.1f"),
                 _percent(row["maj@k"]),

@@ -11,6 +11,7 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_MOST_LAYERS = 1000
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
@@ -20,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as json: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a json object, found {type(data).__name__}")
@@ -35,7 +36,7 @@ def config_from_hf(data: dict[str, Any], where: str | Path = "config.json") -> M
     YaRN, sliding windows in use, quantised weights.
     """
     kind = data.get("model_type")
-    if kind not in _ARCHITECTURES:
+    if kind not in list(_ARCHITECTURES):  # it may be anything, even what cannot be hashed
         raise UserError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(_ARCHITECTURES)}")
     sizes = {key: _size(data, key, where) for key in _SIZES}
     heads, layers = sizes["num_attention_heads"], sizes["num_hidden_layers"]
@@ -44,9 +45,12 @@ def config_from_hf(data: dict[str, Any], where: str | Path = "config.json") -> M
     head_dim = _size({"head_dim": default_head_dim} | _present(data), "head_dim", where)
     if heads % kv_heads:
         raise UserError(f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    if layers > _MOST_LAYERS:
+        raise UserError(f"{where}: num_hidden_layers {layers}; expected at most {_MOST_LAYERS}")
     if head_dim % 2:
         raise UserError(f"{where}: head_dim {head_dim} is odd; rotary embeddings need pairs")
     _refuse_unsupported(data, layers, where)
+    epsilon = _number(data.get("rms_norm_eps", 1e-6), "rms_norm_eps", where)
     longest = _size({"max_position_embeddings": 32_768} | _present(data), "max_position_embeddings", where)
     theta, yarn = _rope(data, longest, where)
     return ModelConfig(
@@ -54,7 +58,7 @@ def config_from_hf(data: dict[str, Any], where: str | Path = "config.json") -> M
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         rope_theta=theta,
-        rms_norm_eps=float(data.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=epsilon,
         tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
         qk_norm=kind == "qwen3",
         attention_bias=kind == "qwen2",
@@ -69,9 +73,15 @@ def _present(data: dict[str, Any]) -> dict[str, Any]:
 
 def _size(data: dict[str, Any], key: str, where: str | Path) -> int:
     value = data.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise UserError(f"{where}: {key} must be a positive integer, found {value!r}")
     return value
+
+
+def _number(value: Any, name: str, where: str | Path) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise UserError(f"{where}: {name} must be a positive number, found {value!r}")
+    return float(value)
 
 
 def _refuse_unsupported(data: dict[str, Any], layers: int, where: str | Path) -> None:
@@ -85,9 +95,10 @@ def _refuse_unsupported(data: dict[str, Any], layers: int, where: str | Path) ->
     types = data.get("layer_types")
     if types is None:
         windowed = data.get("use_sliding_window") and data.get("sliding_window", 4096) is not None
-        sliding = windowed and data.get("max_window_layers", 28) < layers
+        full = data.get("max_window_layers", 28)
+        sliding = windowed and not (isinstance(full, int) and full >= layers)
     else:
-        sliding = any(kind != "full_attention" for kind in types)
+        sliding = types != ["full_attention"] * len(types) if isinstance(types, list) else True
     if sliding:
         raise UserError(f"{where}: sliding window attention is in use and is not supported; every layer must be full")
 
@@ -95,8 +106,10 @@ def _refuse_unsupported(data: dict[str, Any], layers: int, where: str | Path) ->
 def _rope(data: dict[str, Any], longest: int, where: str | Path) -> tuple[float, Yarn | None]:
     """The base of the rotary angles, and YaRN where it is asked for."""
     key = "rope_parameters" if data.get("rope_parameters") else "rope_scaling"
-    rope = dict(data.get(key) or {})
-    theta = float(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0)
+    rope = data.get(key) or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: {key} must be an object, found {rope!r}")
+    theta = _number(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0, "rope_theta", where)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "yarn"):
         raise UserError(f"{where}: {key}: rope type {kind!r} is not supported; supported: default, yarn")
@@ -116,8 +129,7 @@ def _rope(data: dict[str, Any], longest: int, where: str | Path) -> tuple[float,
     if "factor" not in values:
         raise UserError(f"{where}: {key}: yarn needs a factor")
     for name, value in values.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise UserError(f"{where}: {key}: {name} must be a positive number, found {value!r}")
+        _number(value, f"{key}: {name}", where)
     return theta, Yarn(**values)
 
 
@@ -175,6 +187,10 @@ def config_from_json(text: str, where: str | Path = "model.json") -> ModelConfig
     try:
         data = json.loads(text)
         data["yarn"] = None if data["yarn"] is None else Yarn(**data["yarn"])
-        return ModelConfig(**data)
+        config = ModelConfig(**data)
+        described = config_to_hf(config, config.dtype)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not a model written by polaris_jax: {error}") from error
+    if config_from_hf(described, where).replace(dtype=config.dtype, remat=config.remat) != config:
+        raise UserError(f"{where}: not a model written by polaris_jax: {text}")
+    return config

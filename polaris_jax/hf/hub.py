@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,9 @@ def resolve(source: str | Path, files: Sequence[str]) -> Path:
     Only text and safetensors are ever fetched. Raises UserError where neither is to be had, saying what else to give.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for what no file can be called
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"{source}: expected a directory, found a file")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise UserError(f"{source}: no such directory")

@@ -9,6 +9,7 @@ DIR/checkpoints/STEP/state/       the training state, of which `params` is read
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from jax.sharding import Mesh
 
 from polaris_jax import checksums
 from polaris_jax.errors import UserError
-from polaris_jax.hf.config import config_from_json, config_to_json
+from polaris_jax.hf.config import config_from_json, config_to_json, read_json
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
 from polaris_jax.sharding.rules import param_shardings
@@ -86,7 +87,7 @@ def load_params(directory: Path, mesh: Mesh, *, step: int | None = None) -> tupl
     Raises UserError where there is no such checkpoint or it does not fit model.json.
     """
     path = directory / "model.json"
-    config = config_from_json(path.read_text(encoding="utf-8"), path)
+    config = config_from_json(json.dumps(read_json(path)), path)
     abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -101,7 +102,7 @@ def load_params(directory: Path, mesh: Mesh, *, step: int | None = None) -> tupl
 def _state_directory(directory: Path, step: int | None) -> Path:
     checkpoints = directory / "checkpoints"
     names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    steps = sorted(int(name) for name in names if name.isdigit())
+    steps = sorted(int(name) for name in names if name.isascii() and name.isdigit())
     if not steps:
         raise UserError(f"{directory}: no parameters here: neither params/ nor checkpoints/STEP/")
     if step is not None and step not in steps:
@@ -128,7 +129,9 @@ def _restore(path: Path, abstract: Any) -> Any:
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
         with ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(path.absolute(), args=args)
-    except (KeyError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
         raise UserError(f"{path}: not a whole checkpoint: {error}") from error
 
 

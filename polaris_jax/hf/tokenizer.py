@@ -11,7 +11,7 @@ import transformers  # its heavy parts are loaded when first used
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.errors import UserError
-from polaris_jax.hf.config import read_json
+from polaris_jax.hf.config import config_from_hf, read_json
 from polaris_jax.hf.hub import TOKENIZER_FILES, resolve
 
 
@@ -31,6 +31,8 @@ def load_tokenizer(source: str | Path, *, vocab_size: int | None = None) -> PreT
             directory, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for malformed files
+        if (path := directory / "config.json").is_file():  # which transformers reads, too, and says less of
+            config_from_hf(read_json(path), path)
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
     check_tokenizer(tokenizer, directory, vocab_size=vocab_size)
     return tokenizer
@@ -42,7 +44,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str | Path, *, vo
         raise UserError(f"{where}: no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{where}: no EOS token (eos_token in tokenizer_config.json): a response could never end")
-    largest = max(tokenizer.get_vocab().values())
+    try:
+        prompt_tokens(tokenizer, "?")
+    except Exception as error:  # templates raise what they like
+        raise UserError(f"{where}: the chat template cannot be used: {error}") from error
+    largest = max([*tokenizer.get_vocab().values(), *stop_ids(tokenizer)])
     if vocab_size is not None and largest >= vocab_size:
         raise UserError(f"{where}: token ids go up to {largest}, but the model's embedding has {vocab_size} rows")
 
@@ -68,4 +74,7 @@ def read_generation_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]
 def eos_ids(generation_config: dict[str, Any]) -> list[int]:
     """Its `eos_token_id`, which may be absent, a number or a list, as a list."""
     eos = generation_config.get("eos_token_id")
-    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise UserError(f"generation_config.json: eos_token_id must be a token id or a list of them, found {eos!r}")
+    return ids

@@ -20,10 +20,11 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = shape or {}
-    sizes = [shape.get(axis, 1) for axis in AXES]
+    sizes = asked = [shape.get(axis, 1) for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        described = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(f"config.mesh: {described} needs {math.prod(sizes)} devices, there are {len(devices)}")
+    if sizes.count(-1) == 1 and known:
+        sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        described = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, asked, strict=True))
+        raise UserError(f"config.mesh: {described} does not fit {len(devices)} devices: sizes must multiply to that")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -28,7 +28,6 @@ from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES, soft_overlong_punishment
 from polaris_jax.rl.exploration import explore, remember
-from polaris_jax.rl.losses import LOSSES
 from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
@@ -70,6 +69,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     if config.training.evaluate_every:
         held_out = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
     model, params = load_model(config, meshes[0], tokenizer)
+    engines = [RolloutEngine(model, mesh, stage.rollout) for mesh, (_, stage) in zip(meshes, stages, strict=True)]
     reference = jax.tree.map(jnp.copy, params) if any(stage.algorithm.kl for _, stage in stages) else None
     state = init_state(model, config, meshes[0], params)
     checkpoints = Checkpoints(workdir, config.training)
@@ -83,11 +83,10 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     clock = time.perf_counter()
     with checkpoints, verifier_pool(config) as pool, MetricsLogger(workdir, "GRPO", total, start, shown) as log:
         for index, (name, stage) in list(enumerate(stages))[host.stage :]:
-            mesh = meshes[index]
+            mesh, engine = meshes[index], engines[index]
             state = jax.device_put(state, state_shardings(model, stage, mesh))
             if reference is not None:
                 reference = jax.device_put(reference, param_shardings(model, mesh))
-            engine = RolloutEngine(model, mesh, stage.rollout)
             update = make_update(model, stage, mesh, reference)
             if int(state.step) == 0 or index > host.stage:
                 log.phase(f"entering stage {name}")
@@ -131,19 +130,14 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
 
 
 def check_fits(config: ConfigDict, prompts: Mapping[str, Prompt]) -> None:
-    """Raises UserError where a stage names an unknown function or its rows, prompts and responses do not fit."""
-    for key, known in (("loss", LOSSES), ("advantage", ADVANTAGES)):
-        if config.algorithm[key] not in known:
-            raise UserError(
-                f"config.algorithm.{key}: expected one of {', '.join(known)}; found {config.algorithm[key]!r}"
-            )
+    """Raises UserError where a stage's rows, prompts and responses do not fit."""
     if config.rollout.prompts > len(prompts):
         raise UserError(
             f"config.rollout.prompts: {config.rollout.prompts} a step, but there are {len(prompts)} problems with "
             f"prompts of at most config.data.max_prompt_tokens={config.data.max_prompt_tokens}"
         )
     prompt = max(len(prompt.tokens) for prompt in prompts.values())
-    check_rows(config, prompt + config.rollout.max_response_tokens)
+    check_rows(config, prompt + config.rollout.max_response_tokens, config.rollout.prompts * config.rollout.samples)
 
 
 def train_step(

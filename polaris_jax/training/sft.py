@@ -46,7 +46,7 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config)
     conversations = tokenize_conversations(tokenizer, load_conversations(config))
-    check_rows(config, max(len(tokens) for tokens, _ in conversations))
+    check_rows(config, max(len(tokens) for tokens, _ in conversations), config.sft.batch_size)
     batch_size, count = config.sft.batch_size, len(conversations)
     if batch_size > count:
         raise UserError(f"config.sft.batch_size: {batch_size} an update, but there are {count} conversations")

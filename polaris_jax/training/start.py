@@ -73,14 +73,25 @@ def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:
     return chat_rows(config.sft.data)
 
 
-def check_rows(config: ConfigDict, longest: int) -> None:
-    """Raises UserError where a sequence of `longest` tokens is longer than every row."""
+def check_rows(config: ConfigDict, longest: int, sequences: int) -> None:
+    """Raises UserError where a sequence of `longest` tokens is longer than every row, or where the `sequences` of a
+    batch or the slots of a row cannot be split evenly."""
     row = max(config.updates.row_lengths)
     if row < longest - 1:
         raise UserError(
             f"config.updates.row_lengths: the longest is {row}, but sequences have up to {longest} tokens, "
             f"which take {longest - 1}"
         )
+    if sequences % config.updates.minibatches:
+        raise UserError(
+            f"config.updates.minibatches: {config.updates.minibatches} do not divide the {sequences} sequences of a "
+            "batch"
+        )
+    for length in config.updates.row_lengths:
+        if length % max(config.mesh.context, 1):
+            raise UserError(
+                f"config.updates.row_lengths: {length} cannot be split over config.mesh.context={config.mesh.context}"
+            )
 
 
 def save_model_files(workdir: Path, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:

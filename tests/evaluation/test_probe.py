@@ -82,7 +82,7 @@ def test_measures_are_those_of_a_hand_count(config, tmp_path):
 def test_no_temperature_is_refused(config, tmp_path):
     with pytest.raises(UserError, match="temperatures: empty"):
         probe.run(config, tmp_path / "out", [])
-    with pytest.raises(UserError, match="expected at least 0, found -1"):
+    with pytest.raises(UserError, match="expected numbers from 0 to 2147483647, found -1"):
         probe.run(config, tmp_path / "out", [-1.0])
     assert not (tmp_path / "out").exists()
 
