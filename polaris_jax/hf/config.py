@@ -9,6 +9,7 @@ from typing import Any
 
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
+from polaris_jax.models.transformer import REMAT_POLICIES
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _MOST_LAYERS = 1000
@@ -191,6 +192,7 @@ def config_from_json(text: str, where: str | Path = "model.json") -> ModelConfig
         described = config_to_hf(config, config.dtype)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not a model written by polaris_jax: {error}") from error
-    if config_from_hf(described, where).replace(dtype=config.dtype, remat=config.remat) != config:
+    known = config.dtype in ("bfloat16", "float16", "float32") and config.remat in list(REMAT_POLICIES)
+    if not known or config_from_hf(described, where).replace(dtype=config.dtype, remat=config.remat) != config:
         raise UserError(f"{where}: not a model written by polaris_jax: {text}")
     return config
