@@ -39,6 +39,8 @@ setup(
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100,<7",
             "ruff>=0.9,<0.18",
+            "jsonschema>=4.20,<5",
+            "pyyaml>=6,<7",
             "torch==2.13.0",
         ],
         "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],

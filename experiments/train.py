@@ -7,6 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from polaris_jax import cli
+from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
@@ -17,7 +18,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_: list[str]) -> None:
     history = loop.run(CONFIG.value, WORKDIR.value, allow_changed=tuple(CHANGED.value))
-    history.plot().savefig(f"{WORKDIR.value}/training.png", dpi=120)
+    if is_writer():
+        history.plot().savefig(f"{WORKDIR.value}/training.png", dpi=120)
     print(f"metrics, samples, checkpoints and training.png: {history.workdir}")
 
 

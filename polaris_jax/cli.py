@@ -11,6 +11,12 @@ from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import is_config_flag
 
 from polaris_jax.errors import UserError
+from polaris_jax.sharding import multihost
+
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of process 0, where not found.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Their number, where not found; 1: this one is alone.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0, where not found.")
+HEARTBEAT = flags.DEFINE_integer("heartbeat_timeout_s", 100, "Silence after which a process counts as lost.")
 
 # A full or read-only disk, where the job cannot go on without writing; nothing of the program is at fault.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -20,22 +26,24 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     """Parses flags (`argv`, default `sys.argv`), calls `main([program])` and exits with what it returns (None: 0).
 
     A `UserError` from `main`, a bad flag, a stray argument or a disk that cannot be written prints `error: ...` in one
-    line on stderr and exits with code 2. Any other exception keeps its traceback.
+    line on stderr and exits with code 2. Any other exception keeps its traceback. Where the script is started in
+    several processes they find each other before `main` (`multihost.start`).
     """
+
+    def join_and_run(rest: list[str]) -> int | None:
+        multihost.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
+        return main(rest)
+
     try:
-        app.run(main, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
-    except UserError as error:
-        _fail(error)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        app.run(join_and_run, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
+    except Exception as error:
+        if not isinstance(error, UserError) and not (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
+            multihost.leave(error, 1, heartbeat_timeout_s=HEARTBEAT.value)
             raise
-        _fail(error)
+        print("error:", _one_line(str(error)), file=sys.stderr)
+        multihost.leave(error, 2, heartbeat_timeout_s=HEARTBEAT.value)
+        sys.exit(2)
     sys.exit(0)
-
-
-def _fail(error: Exception) -> NoReturn:
-    print("error:", _one_line(str(error)), file=sys.stderr)
-    sys.exit(2)
 
 
 def _one_line(text: str) -> str:

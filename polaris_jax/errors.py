@@ -8,6 +8,8 @@ _SECRETS = re.compile(
     r"()\bhf_[A-Za-z0-9]{20,}|(://)[^/@\s]+(?=@)|([?&](?:access_token|token|api_key|key|password)=)[^&\s]+"
 )
 
+LOST = 77  # exit code: another process of the run died or fell silent; start all again
+
 
 class UserError(Exception):
     """A mistake that the user can mend: bad config, data or checkpoint. The message says where, what, what instead.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.sharding.multihost import barrier, is_writer
+from polaris_jax.sharding.multihost import gather, is_writer
 from polaris_jax.training.start import load_model, load_tokenizer, load_train_problems
 from polaris_jax.training.workdir import hold
 from polaris_jax.types import Problem, Prompt
@@ -67,14 +68,8 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
             f"{config.data.train}: every prompt has over config.data.max_prompt_tokens="
             f"{config.data.max_prompt_tokens} tokens"
         )
-    first = is_writer()  # of several processes one writes; all go on from the same journal
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
-    with (
-        hold(output) as held,
-        Journal(path, settings, PassRate, writes=first) as journal,
-        verifier_pool(config) as pool,
-    ):
-        barrier("all have read the journal")
+    with hold(output) as held, Journal(path, settings, PassRate) as journal, verifier_pool(config) as pool:
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, stage.rollout)
@@ -87,7 +82,7 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
         if not found.kept:
             bands = ", ".join(f"{low:g} to {high:g}" for low, high in config.difficulty.keep)
             raise UserError(f"config.difficulty.keep: none of {len(measured)} problems has an accuracy of {bands}")
-        if first:
+        if is_writer():
             save(found, held, config)
     return found
 
@@ -107,7 +102,8 @@ def pass_rates(
 ) -> dict[str, PassRate]:
     """The pass rate of each problem by its id; the journal takes each as soon as it is known, and gives what it holds.
 
-    Responses are not kept, so that memory does not grow with the problems.
+    Responses are not kept, so that memory does not grow with the problems. Of several processes each measures its
+    share; all return all.
     """
     by_id = {problem.id: problem for problem in problems}
     rates = {rate.problem_id: rate for rate in journal.records if rate.problem_id in by_id}
@@ -125,7 +121,8 @@ def pass_rates(
 
     progress(len(rates), len(problems))
     todo = [prompts[problem.id] for problem in problems if problem.id not in rates]
-    for rollout in engine.generate(params, todo, samples, sampling, seed) if todo else ():
+    known = set(rates)
+    for rollout in engine.generate(params, todo, samples, sampling, seed, everyones=False) if todo else ():
         name = rollout.problem_id
         verdict = pool.submit(response_text(rollout, tokenizer), by_id[name].answers)
         sampled[name].append((len(rollout.tokens), verdict))
@@ -133,6 +130,8 @@ def pass_rates(
             complete.append(name)
         settle(wait=False)
     settle(wait=True)
+    for rate in chain.from_iterable(gather([asdict(rate) for name, rate in rates.items() if name not in known])):
+        rates[rate["problem_id"]] = PassRate(**rate)
     return rates
 
 

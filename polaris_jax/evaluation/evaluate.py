@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from polaris_jax.evaluation import scores
 from polaris_jax.evaluation.records import Journal, Record, Responses, group
 from polaris_jax.evaluation.votes import answer_groups
 from polaris_jax.rewards import Reason, VerifierPool
+from polaris_jax.sharding import multihost
 from polaris_jax.types import Problem, Rollout
 
 Progress = Callable[[int, int], None]  # responses judged so far, and in all
@@ -48,7 +51,8 @@ def evaluate(
     engine, sampling: a `RolloutEngine` and its `Sampling`. problems: of one or several benchmarks, named by their
     `source`; those whose prompt has more than `max_prompt_tokens` are left out (None: none is). journal: takes each
     record as it comes; problems it holds in full are not sampled again. A sample's randomness has an address, so the
-    result is that of an unbroken run.
+    result is that of an unbroken run. Of several processes each samples, judges and journals its share; the result is
+    that of all.
     """
     prompts = make_prompts(problems, tokenizer, max_prompt_tokens)
     problems = [problem for problem in problems if problem.id in prompts]
@@ -82,12 +86,16 @@ def evaluate(
 
     progress(len(records), len(wanted))
     todo = [prompts[problem_id] for problem_id in by_id if problem_id in missing]
-    for rollout in engine.generate(params, todo, samples, sampling, seed) if todo else ():
+    known = set(records)
+    for rollout in engine.generate(params, todo, samples, sampling, seed, everyones=False) if todo else ():
         response = response_text(rollout, tokenizer)
         for problem in by_id[rollout.problem_id]:
             pending.append((problem, rollout, response, verifier.submit(response, problem.answers)))
         settle(wait=False)
     settle(wait=True)
+    new = [asdict(record) for address, record in records.items() if address not in known]
+    for record in chain.from_iterable(multihost.gather(new)):
+        records[_address(Record(**record))] = Record(**record)
     kept = [records[address] for address in sorted(records)]
     return Evaluation(problems, kept, summarize(problems, kept, verifier))
 

@@ -22,7 +22,7 @@ from polaris_jax.evaluation.records import Journal, read_responses, write_parque
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.sharding.multihost import barrier, is_writer
+from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.training.start import load_model, load_tokenizer
 from polaris_jax.training.workdir import hold
 from polaris_jax.types import Problem
@@ -43,20 +43,13 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     configs.check(config)
     problems = problems_by_samples(config)
     tokenizer = load_tokenizer(config)
-    first = is_writer()  # of several processes one writes; all go on from the same records
     path, settings = Path(output) / "responses.jsonl", response_settings(config)
-    with (
-        hold(output) as held,
-        Journal(path, settings, writes=first) as journal,
-        verifier_pool(config) as verifier,
-    ):
-        barrier("all have read the journal")
+    with hold(output) as held, Journal(path, settings) as journal, verifier_pool(config) as verifier:
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, engine_config(config))
         result = evaluate_all(params, engine, tokenizer, problems, config, verifier, journal, progress)
-        if first:
-            save(held, result, config.model.path or config.model.preset, settings)
+        save(held, result, config.model.path or config.model.preset, settings)
     return result
 
 
@@ -177,7 +170,9 @@ def verifier_pool(config: ConfigDict) -> VerifierPool:
 
 
 def save(output: str | Path, result: Evaluation, model: str, settings: dict[str, Any]) -> None:
-    """Writes responses.parquet and scores.json, each whole or not at all."""
+    """Writes responses.parquet and scores.json, each whole or not at all; of several processes one does."""
+    if not is_writer():
+        return
     output = Path(output)
     write_parquet(output / ".responses.parquet", result.problems, result.records)
     os.replace(output / ".responses.parquet", output / "responses.parquet")

@@ -23,6 +23,7 @@ from polaris_jax.evaluation.scores import estimate
 from polaris_jax.rl.temperature import Zones, diversity, find_zones
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.training.start import load_model, load_tokenizer
 from polaris_jax.training.workdir import hold
 
@@ -93,7 +94,9 @@ def measures(found: Evaluation) -> dict[str, float]:
 
 
 def save(probe: Probe, output: Path) -> None:
-    """Writes probe.json, the rows and the zones, and temperature.png."""
+    """Writes probe.json, the rows and the zones, and temperature.png; of several processes one does."""
+    if not is_writer():
+        return
     rows = json.loads(probe.frame.to_json(orient="records"))
     report = {"temperatures": rows, "zones": probe.zones._asdict()}
     (output / "probe.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 import pandas as pd
 
 from polaris_jax.data.problems import parse_problem
 from polaris_jax.data.rows import RowError, collect
 from polaris_jax.errors import UserError
+from polaris_jax.sharding import multihost
 from polaris_jax.types import Problem
 
 PROMPT_COLUMNS = ("prompts", "prompt", "problem", "question")
@@ -44,25 +46,30 @@ class Journal:
     """Records on disk, one JSON line each, written as they come, so that a killed job loses only a few.
 
     kind: the dataclass of the records. settings: what the records depend on (model, sampling, seed, ...), kept in the
-    first line. `records` holds what was there before; nothing is written before the first new record. writes: False in
-    all processes but one, which read the file only. Raises UserError where the file belongs to other settings or has a
-    broken line; a last line that was not finished is dropped.
+    first line. `records` holds what was there before; nothing is written before the first new record. Of several
+    processes each writes a file of its own, such as responses.1.jsonl, and reads those of all, however many there were.
+    Raises UserError where a file belongs to other settings or has a broken line; a last line that was not finished is
+    dropped.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], kind: type = Record, *, writes: bool = True):
-        self._path, self._file, self._writes = Path(path), None, writes
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], kind: type = Record):
+        path, self._file, self._size = Path(path), None, 0
+        self._path = path if multihost.is_writer() else path.with_suffix(f".{jax.process_index()}{path.suffix}")
         self._settings = json.loads(json.dumps(dict(settings)))
-        whole, end, _ = (self._path.read_bytes() if self._path.exists() else b"").rpartition(b"\n")
-        self._size = len(whole + end)
-        lines = whole.splitlines()
-        if lines:
-            _check_settings(self._path, _parse_line(self._path, 1, lines[0]), self._settings)
-        self.records = [_record(self._path, number, line, kind) for number, line in enumerate(lines[1:], start=2)]
+        self.records = []
+        for part in [path, *sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))]:
+            whole, end, _ = (part.read_bytes() if part.exists() else b"").rpartition(b"\n")
+            if part == self._path:
+                self._size = len(whole + end)
+            lines = whole.splitlines()
+            if lines:
+                _check_settings(part, _parse_line(part, 1, lines[0]), self._settings)
+            self.records += [_record(part, number, line, kind) for number, line in enumerate(lines[1:], start=2)]
+        multihost.barrier(f"all have read {path}")
 
     def write(self, record: Any) -> None:
         """Appends a record and hands it to the operating system."""
-        if self._writes:
-            self._write(asdict(record))
+        self._write(asdict(record))
 
     def close(self) -> None:
         """Closes the file."""

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental.multihost_utils import process_allgather
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.errors import UserError
@@ -22,6 +22,7 @@ from polaris_jax.hf.names import Leaf, leaves
 from polaris_jax.hf.native import new_directory
 from polaris_jax.hf.tokenizer import eos_ids, load_tokenizer, read_generation_config, stop_ids
 from polaris_jax.models.presets import ModelConfig, Yarn
+from polaris_jax.sharding.multihost import barrier, is_writer
 
 _SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -40,9 +41,10 @@ def save(
 ) -> Path:
     """Writes the model as a directory that `transformers` loads; returns its path.
 
-    params: the parameter tree, on one device or many. tokenizer: an object, or a directory whose files are copied.
-    dtype: of the saved tensors: bfloat16, float16 or float32. max_shard_bytes: files are cut before they pass this,
-    though never within a tensor. yarn: a context extension for inference, written into config.json only.
+    params: the parameter tree, on one device or many; several processes call it together, and one writes. tokenizer:
+    an object, or a directory whose files are copied. dtype: of the saved tensors: bfloat16, float16 or float32.
+    max_shard_bytes: files are cut before they pass this, though never within a tensor. yarn: a context extension for
+    inference, written into config.json only.
     generation_config: keys of generation_config.json, over those that come with the tokenizer.
 
     Tensors are cast, fetched and written one by one. The directory appears whole, under its name, or not at all.
@@ -54,11 +56,17 @@ def save(
     parameters = list(leaves(config))
     arrays = _matched(params, parameters)
     described = config_to_hf(_with_yarn(config, yarn), dtype)
-    with new_directory(target_dir, overwrite=overwrite) as staging:
-        _write_weights(parameters, arrays, staging, dtype, max_shard_bytes)
-        generation = write_tokenizer(tokenizer, staging, generation_config)
-        described |= {key: generation[key] for key in ("bos_token_id", "eos_token_id") if key in generation}
-        _write_json(staging / "config.json", described)
+    if is_writer():
+        with new_directory(target_dir, overwrite=overwrite) as staging:
+            _write_weights(parameters, arrays, staging, dtype, max_shard_bytes)
+            generation = write_tokenizer(tokenizer, staging, generation_config)
+            described |= {key: generation[key] for key in ("bos_token_id", "eos_token_id") if key in generation}
+            _write_json(staging / "config.json", described)
+    else:  # the others give their parts of the tensors that no process has whole
+        for leaf, array in zip(parameters, arrays, strict=True):
+            for _ in _host_tensors([(name, leaf, array, i) for i, name in enumerate(leaf.names)], dtype):
+                pass
+    barrier(f"exported {target_dir}")
     return Path(target_dir)
 
 
@@ -169,7 +177,7 @@ def _write_safetensors(path: Path, shard: list[tuple[str, Leaf, jax.Array, int]]
 def _host_tensors(shard: list[tuple[str, Leaf, jax.Array, int]], dtype: str) -> Iterator[np.ndarray]:
     for _, leaf, array, layer in shard:
         tensor = _cast_layer(array, np.int32(layer), dtype) if leaf.stacked else array.astype(dtype)
-        tensor = np.asarray(tensor) if tensor.is_fully_addressable else multihost_utils.process_allgather(tensor)
+        tensor = np.asarray(tensor) if tensor.is_fully_addressable else process_allgather(tensor, tiled=True)
         yield np.ascontiguousarray(tensor.T if leaf.transposed else tensor)
 
 

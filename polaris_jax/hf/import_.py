@@ -27,7 +27,7 @@ _MOST_LISTED = 5  # problems in one message
 def load(
     source: str | Path, *, mesh: Mesh | None = None, dtype: str = "bfloat16", step: int | None = None
 ) -> tuple[ModelConfig, Any]:
-    """The model's config and its float32 parameters laid over `mesh` (default: the first device alone).
+    """The model's config and its float32 parameters laid over `mesh` (default: the process's first device alone).
 
     source: a Hugging Face directory or hub name, a directory written by experiments/import_hf.py, or a training run's
     directory. dtype: the compute dtype written into the config of a Hugging Face model; ours bring their own.
@@ -37,7 +37,7 @@ def load(
     when anything is missing, left over, of another shape, or not a supported model.
     """
     directory = resolve(source, MODEL_FILES)
-    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     if native.is_native(directory):
         return native.load_params(directory, mesh, step=step)
     if step is not None:

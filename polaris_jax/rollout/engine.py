@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.lane import Counters, Lane, Programs, bucket
 from polaris_jax.rollout.records import Progress, Response, rollouts_of_others
 from polaris_jax.rollout.sampling import Sampling, sequence_key
+from polaris_jax.sharding import multihost
 from polaris_jax.types import Prompt, Rollout
 
 
@@ -46,7 +47,7 @@ class RolloutEngine:
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._programs = Programs(self.model, config.tokens_per_call, roomy=on_cpu)
         self._sequence_pages = 0  # of the longest sequence so far
-        self._stop = threading.Event()
+        self._stop = multihost.Notice()
         self._check_fit()
 
     def generate(
@@ -59,6 +60,7 @@ class RolloutEngine:
         *,
         limits: np.ndarray | None = None,
         progress: Callable[[Progress], None] | None = None,
+        everyones: bool = True,
     ) -> Iterator[Rollout]:
         """Yields `samples` rollouts of each prompt, in any order, each as soon as it is finished.
 
@@ -66,11 +68,12 @@ class RolloutEngine:
         position) and on nothing else. limits: int [prompts, samples], the most tokens of each response where that is
         less than `sampling.max_response_tokens`. progress: called between device calls.
 
-        With several processes all of them call it with the same arguments; each decodes its share and yields that as it
-        finishes, then yields the others' rollouts. SIGINT and SIGTERM take effect between device calls, after what is
-        finished has been yielded. Raises UserError for a prompt that cannot fit, before anything is compiled.
+        With several processes all of them call it with the same arguments; each decodes its share (`multihost.share` of
+        the prompts) and yields that as it finishes, then, if `everyones`, the others' rollouts. SIGINT and SIGTERM take
+        effect between device calls, after what is finished has been yielded. Raises UserError for a prompt that cannot
+        fit, before anything is compiled.
         """
-        self._stop.clear()
+        self._stop = multihost.Notice()
         began, traced = time.perf_counter(), self._programs.traced
         counters = Counters()
         queue = self._groups(prompts, samples, sampling, seed, limits)
@@ -106,7 +109,7 @@ class RolloutEngine:
             self.metrics |= {"finished": finished, "total": total, "longest": longest}
             for response in done:
                 rollout = response.rollout()
-                if jax.process_count() > 1:
+                if everyones and jax.process_count() > 1:
                     mine.append(rollout)
                 yield rollout
             if progress:
@@ -119,10 +122,19 @@ class RolloutEngine:
                 )  # fmt: skip
             deferred.deliver()
         if jax.process_count() > 1:
-            yield from rollouts_of_others(mine)
+            if finished < total:
+                self._stop.set()  # one that stops does not leave the others to finish
+            multihost.meet()
+            seconds = time.perf_counter() - began
+            counters, finished, total, longest = _of_all(counters, finished, total, longest)
+            self.metrics = self._measure(counters, seconds, handed_over - began, self._programs.traced - traced)
+            self.metrics |= {"finished": finished, "total": total, "longest": longest}
+            if everyones:
+                yield from rollouts_of_others(mine)
 
     def stop(self) -> None:
-        """Makes the running `generate` end after the present device call; safe to call from a signal handler."""
+        """Makes the running `generate` end after the present device call, that of other processes within a second of
+        it; safe to call from a signal handler."""
         self._stop.set()
 
     def _groups(self, prompts, samples, sampling, seed, limits) -> deque[tuple[list[Response], list[int]]]:
@@ -147,7 +159,7 @@ class RolloutEngine:
                 f"({self.config.cache_gib}) or lower rollout.max_response_tokens"
             )
         groups = deque()
-        for i in range(jax.process_index(), len(prompts), jax.process_count()):
+        for i in multihost.share(range(len(prompts))):
             id_, tokens = prompts[i].id, np.asarray(prompts[i].tokens, np.int32)
             responses = [Response(id_, k, sequence_key(seed, id_, k), tokens) for k in range(samples)]
             groups.append((responses, limits[i].tolist()))
@@ -219,6 +231,14 @@ def pool_pages(model: ModelConfig, mesh: Mesh, config: ConfigDict, sequence_page
     if config.cache_gib:
         return int(config.cache_gib * 2**30) // page_bytes(model, mesh, config)
     return config.slots * sequence_pages + 1
+
+
+def _of_all(counters: Counters, finished: int, total: int, longest: int) -> tuple[Counters, int, int, int]:
+    """The same of all processes together: counts are summed, seconds averaged."""
+    everyone = multihost.gather([asdict(counters), finished, total, longest])
+    sums = {name: sum(each[0][name] for each in everyone) for name in asdict(counters)}
+    sums |= {name: value / len(everyone) for name, value in sums.items() if name.endswith("_s")}
+    return Counters(**sums), sum(e[1] for e in everyone), sum(e[2] for e in everyone), max(e[3] for e in everyone)
 
 
 def _device_memory(device: jax.Device) -> float:

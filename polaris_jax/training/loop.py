@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate, response_text
 from polaris_jax.evaluation.job import load_benchmarks, make_sampling, verifier_pool
 from polaris_jax.hf import stop_ids
-from polaris_jax.rewards import VerifierPool
+from polaris_jax.rewards import Verdict, VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES, soft_overlong_punishment
 from polaris_jax.rl.exploration import explore, remember
 from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.sharding import multihost
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import param_shardings
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
@@ -214,24 +216,31 @@ def sample_groups(
 ) -> tuple[list[Group], list[list[str]], dict[str, float]]:
     """Samples `samples` responses a problem and verifies each as soon as it is finished.
 
+    Of several processes each samples and verifies its share; all return the groups of all.
+
     Returns the groups in the problems' order, samples in order, the responses' texts likewise, and metrics: the share
     of each verdict's reason, and the seconds that verdicts were waited for when all was sampled.
     """
-    by_id = {problem.id: problem for problem in problems}
-    finished: dict[tuple[str, int], tuple[Rollout, str, Any]] = {}
+    by_id = {problem.id: problem for problem in multihost.share(problems)}  # whose responses this process judges
+    finished: dict[tuple[str, int], tuple[Rollout, str]] = {}
+    verdicts: dict[tuple[str, int], Future[Verdict]] = {}
     for rollout in engine.generate(params, [prompts[p.id] for p in problems], samples, sampling, seed):
         text = response_text(rollout, tokenizer)
-        verdict = pool.submit(text, by_id[rollout.problem_id].answers)
-        finished[rollout.problem_id, rollout.sample] = rollout, text, verdict
+        finished[rollout.problem_id, rollout.sample] = rollout, text
+        if problem := by_id.get(rollout.problem_id):
+            verdicts[rollout.problem_id, rollout.sample] = pool.submit(text, problem.answers)
         phase(f"{len(finished)} of {len(problems) * samples} rollouts")
     sampled = time.perf_counter()
+    mine = [(*address, verdict.result().correct, verdict.result().reason) for address, verdict in verdicts.items()]
+    judged = {(name, sample): verdict for each in multihost.gather(mine) for name, sample, *verdict in each}
     groups, texts = [], []
     reasons: Counter[str] = Counter()
     for problem in problems:
-        rollouts, responses, futures = zip(*(finished[problem.id, sample] for sample in range(samples)), strict=True)
-        verdicts = [future.result() for future in futures]
-        reasons.update(verdict.reason for verdict in verdicts)
-        rewards = np.asarray([verdict.correct for verdict in verdicts], np.float32)
+        addresses = [(problem.id, sample) for sample in range(samples)]
+        rollouts, responses = zip(*map(finished.get, addresses), strict=True)
+        correct, why = zip(*map(judged.get, addresses), strict=True)
+        reasons.update(why)
+        rewards = np.asarray(correct, np.float32)
         groups.append(Group(problem, rollouts, rewards))
         texts.append(list(responses))
     metrics = {f"verdict/{reason}": count / reasons.total() for reason, count in reasons.items()}

@@ -33,7 +33,7 @@ class FewerAndFewer:
     def __init__(self, most=10**6):
         self.most, self.asked = most, []
 
-    def generate(self, params, prompts, samples, sampling, seed):
+    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
         self.asked = [prompt.id for prompt in prompts]
         for sample in reversed(range(samples)):  # the problems are finished at the very end, but for those before
             for prompt in prompts:

@@ -34,7 +34,7 @@ class FakeEngine:
         self.answers = {problem.id: problem.answers[0] for problem in problems}
         self.right, self.stop_after, self.sampled = right, stop_after, []
 
-    def generate(self, params, prompts, samples, sampling, seed):
+    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
         addresses = [(prompt, sample) for prompt in prompts for sample in range(samples)]
         for count, place in enumerate(np.random.default_rng(seed).permutation(len(addresses))):
             if count == self.stop_after:
@@ -138,10 +138,18 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
         Journal(tmp_path / "r.jsonl", {"model": "a", "samples": 8})
 
 
-def test_a_journal_that_only_reads_leaves_the_file_alone(tmp_path, pool):
-    with Journal(tmp_path / "r.jsonl", {}, writes=False) as journal:
-        assert len(run(FakeEngine(PROBLEMS), PROBLEMS, pool, journal=journal).records) == 32
-    assert not (tmp_path / "r.jsonl").exists()
+def test_processes_write_journals_of_their_own_and_read_all(tmp_path, pool, monkeypatch):
+    for process in (0, 1):
+        monkeypatch.setattr("jax.process_index", lambda process=process: process)
+        with Journal(tmp_path / "r.jsonl", {}) as journal:
+            assert len(journal.records) == 16 * process
+            run(FakeEngine(PROBLEMS[4 * process :][:4]), PROBLEMS[4 * process :][:4], pool, journal=journal)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.1.jsonl", "r.jsonl"]
+    monkeypatch.undo()
+    with Journal(tmp_path / "r.jsonl", {}) as journal:
+        done = FakeEngine(PROBLEMS)
+        assert len(run(done, PROBLEMS, pool, journal=journal).records) == 32
+        assert done.sampled == []
 
 
 def test_a_broken_journal_names_the_line(tmp_path):

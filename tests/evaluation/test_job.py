@@ -31,7 +31,7 @@ class Parrot:
     def __init__(self, model, mesh, config):
         assert config.max_response_tokens == 32
 
-    def generate(self, params, prompts, samples, sampling, seed):
+    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
         text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
         tokens = np.asarray(build_tokenizer(SUFFIX)(text, add_special_tokens=False)["input_ids"], np.int32)
         assert (sampling.temperature, sampling.stop_ids) == (0.5, (tokens[-1],))

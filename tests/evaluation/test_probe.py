@@ -30,7 +30,7 @@ class Moody:
     def __init__(self, model, mesh, config):
         pass
 
-    def generate(self, params, prompts, samples, sampling, seed):
+    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
         Moody.asked.append(sampling.temperature)
         right, different = BEHAVIOUR[sampling.temperature]
         for prompt in prompts:
