@@ -77,7 +77,7 @@ def test_output_holds_scores_and_responses_and_is_gone_on_with(config, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluation.samples": 0}, "config.evaluation: expected at least 1 sample of arithmetic, found 0"),
+        ({"evaluation.samples": 0}, "config.evaluation.samples: expected at least 1, found 0"),
         ({"evaluation.benchmarks": ("aime",)}, "aime: no such benchmark; expected aime24"),
         ({"evaluation.benchmarks": ()}, "config.evaluation.benchmarks: empty"),
     ],
