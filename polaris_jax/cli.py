@@ -10,7 +10,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import is_config_flag
 
-from polaris_jax.errors import UserError
+from polaris_jax.errors import NOT_FINITE, USER_ERROR, NonFiniteUpdates, UserError
 from polaris_jax.sharding import multihost
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of process 0, where not found.")
@@ -26,8 +26,9 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     """Parses flags (`argv`, default `sys.argv`), calls `main([program])` and exits with what it returns (None: 0).
 
     A `UserError` from `main`, a bad flag, a stray argument or a disk that cannot be written prints `error: ...` in one
-    line on stderr and exits with code 2. Any other exception keeps its traceback. Where the script is started in
-    several processes they find each other before `main` (`multihost.start`).
+    line on stderr and exits with code 2, `NonFiniteUpdates` likewise with 3 (all codes: errors.py). Any other exception
+    keeps its traceback. Where the script is started in several processes they find each other before `main`
+    (`multihost.start`).
     """
 
     def join_and_run(rest: list[str]) -> int | None:
@@ -37,12 +38,14 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     try:
         app.run(join_and_run, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
     except Exception as error:
-        if not isinstance(error, UserError) and not (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
+        told = isinstance(error, UserError | NonFiniteUpdates)
+        if not told and not (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
             multihost.leave(error, 1, heartbeat_timeout_s=HEARTBEAT.value)
             raise
         print("error:", _one_line(str(error)), file=sys.stderr)
-        multihost.leave(error, 2, heartbeat_timeout_s=HEARTBEAT.value)
-        sys.exit(2)
+        code = NOT_FINITE if isinstance(error, NonFiniteUpdates) else USER_ERROR
+        multihost.leave(error, code, heartbeat_timeout_s=HEARTBEAT.value)
+        sys.exit(code)
     sys.exit(0)
 
 

@@ -1,7 +1,12 @@
-"""The one exception that scripts turn into a single line, and what no line may hold."""
+"""What ends a run before its end, the codes that scripts exit with then, and what no message may hold."""
 
 import os
 import re
+
+USER_ERROR = 2  # (0: done, 1: a bug, with its traceback)
+NOT_FINITE = 3  # too many updates in a row were not finite: the state and the batch are saved
+PREEMPTED = 75  # SIGTERM: the state is saved; start again
+STUCK = 76  # the watchdog: nothing had moved for too long; start again
 
 # Tokens of the hub, passwords in URLs, and what a URL's query calls a secret.
 _SECRETS = re.compile(
@@ -19,6 +24,10 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(redact(message))
+
+
+class NonFiniteUpdates(RuntimeError):
+    """Too many updates in a row were skipped because the loss, a gradient or a log-prob was not finite."""
 
 
 def redact(text: str) -> str:

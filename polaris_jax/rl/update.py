@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rl.flops import matmul_peak, update_flops
 from polaris_jax.rl.gradients import divisor, make_gradient, make_logprobs, put_rows
@@ -21,10 +22,6 @@ from polaris_jax.training.state import TrainState, state_shardings
 from polaris_jax.types import PackedBatch
 
 Update = Callable[[TrainState, list[PackedBatch], float], tuple[TrainState, dict[str, float]]]
-
-
-class NonFiniteUpdates(RuntimeError):
-    """Too many updates in a row were skipped because the loss or a gradient was not finite."""
 
 
 def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:

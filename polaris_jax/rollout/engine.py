@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from polaris_jax import preemption
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
 from polaris_jax.rollout.handover import HandOver, lane_meshes
@@ -26,6 +27,8 @@ from polaris_jax.rollout.records import Progress, Response, rollouts_of_others
 from polaris_jax.rollout.sampling import Sampling, sequence_key
 from polaris_jax.sharding import multihost
 from polaris_jax.types import Prompt, Rollout
+
+Queue = deque[tuple[list[Response], list[int]]]  # groups: responses to one prompt, and the most tokens of each
 
 
 class RolloutEngine:
@@ -59,6 +62,7 @@ class RolloutEngine:
         seed: int,
         *,
         limits: np.ndarray | None = None,
+        known: Sequence[Rollout] = (),
         progress: Callable[[Progress], None] | None = None,
         everyones: bool = True,
     ) -> Iterator[Rollout]:
@@ -66,17 +70,19 @@ class RolloutEngine:
 
         params: the trainer's float32 parameters. seed: contains the step; a token depends on (seed, prompt id, sample,
         position) and on nothing else. limits: int [prompts, samples], the most tokens of each response where that is
-        less than `sampling.max_response_tokens`. progress: called between device calls.
+        less than `sampling.max_response_tokens`. known: rollouts that an unfinished call with the same arguments gave;
+        those of this process's share are yielded first and not sampled again. progress: called between device calls.
 
         With several processes all of them call it with the same arguments; each decodes its share (`multihost.share` of
         the prompts) and yields that as it finishes, then, if `everyones`, the others' rollouts. SIGINT and SIGTERM take
-        effect between device calls, after what is finished has been yielded. Raises UserError for a prompt that cannot
-        fit, before anything is compiled.
+        effect between device calls, after what is finished has been yielded; within `preemption.preemptible` SIGTERM
+        raises Preempted. Raises UserError for a prompt that cannot fit, before anything is compiled.
         """
         self._stop = multihost.Notice()
         began, traced = time.perf_counter(), self._programs.traced
         counters = Counters()
         queue = self._groups(prompts, samples, sampling, seed, limits)
+        known, queue = _without_known(queue, known)
         total = sum(len(responses) for responses, _ in queue)
         cast = self._hand_over(params)
         jax.block_until_ready(cast)
@@ -91,8 +97,10 @@ class RolloutEngine:
             for mesh in self._lanes
         ]  # fmt: skip
         finished = longest = 0
-        mine: list[Rollout] = []
-        while finished < total and not self._stop.is_set():
+        self.metrics = self._measure(counters, time.perf_counter() - began, handed_over - began, 0)
+        mine: list[Rollout] = list(known)
+        yield from known
+        while finished < total and not self._stop.is_set() and not preemption.asked():
             with Deferred() as deferred:
                 for lane in lanes:
                     while queue and lane.scheduler.waiting < self.config.slots:
@@ -131,13 +139,14 @@ class RolloutEngine:
             self.metrics |= {"finished": finished, "total": total, "longest": longest}
             if everyones:
                 yield from rollouts_of_others(mine)
+        preemption.check()
 
     def stop(self) -> None:
         """Makes the running `generate` end after the present device call, that of other processes within a second of
         it; safe to call from a signal handler."""
         self._stop.set()
 
-    def _groups(self, prompts, samples, sampling, seed, limits) -> deque[tuple[list[Response], list[int]]]:
+    def _groups(self, prompts, samples, sampling, seed, limits) -> Queue:
         """This process's share, and the check that each sequence fits alone."""
         if limits is None:
             limits = np.full((len(prompts), samples), sampling.max_response_tokens)
@@ -239,6 +248,18 @@ def _of_all(counters: Counters, finished: int, total: int, longest: int) -> tupl
     sums = {name: sum(each[0][name] for each in everyone) for name in asdict(counters)}
     sums |= {name: value / len(everyone) for name, value in sums.items() if name.endswith("_s")}
     return Counters(**sums), sum(e[1] for e in everyone), sum(e[2] for e in everyone), max(e[3] for e in everyone)
+
+
+def _without_known(queue: Queue, known: Sequence[Rollout]) -> tuple[list[Rollout], Queue]:
+    """The known rollouts that are in the queue, and the queue without them."""
+    mine = {(response.problem_id, response.sample) for responses, _ in queue for response in responses}
+    found = {(r.problem_id, r.sample): r for r in known if (r.problem_id, r.sample) in mine}
+    left: Queue = deque()
+    for responses, limits in queue:
+        pairs = [(r, n) for r, n in zip(responses, limits, strict=True) if (r.problem_id, r.sample) not in found]
+        if pairs:
+            left.append(tuple(map(list, zip(*pairs, strict=True))))
+    return list(found.values()), left
 
 
 def _device_memory(device: jax.Device) -> float:
