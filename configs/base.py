@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
     c.training.keep_every = 0  # every so many steps one is saved and never removed; 0: none
     c.training.keep_best = ""  # the best by this metric is kept too, such as "reward"; "-loss": the lowest
     c.training.evaluate_every = 0  # steps; 0: never
+    c.training.grace_s = 60.0  # after SIGTERM: by then the run has saved, or ends without
+    c.training.watchdog_minutes = 60.0  # without progress, until the run ends to be started again; 0: never
     c.training.log_samples = 2  # responses written to samples.jsonl each step
 
     c.sft = ConfigDict()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from polaris_jax import cli
 from polaris_jax.evaluation import report
+from polaris_jax.preemption import preemptible
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.training import recipe
 from polaris_jax.training.start import enable_compilation_cache
@@ -30,7 +31,8 @@ def main(_: list[str]) -> None:
     workdir, console = Path(WORKDIR.value), Console()
     enable_compilation_cache(workdir / "compilation_cache")
     announce = partial(console.print, style="bold")
-    outcome = recipe.run(CONFIG.value, workdir, announce=announce, allow_changed=tuple(CHANGED.value))
+    with preemptible(CONFIG.value.training.grace_s):  # between two phases, too
+        outcome = recipe.run(CONFIG.value, workdir, announce=announce, allow_changed=tuple(CHANGED.value))
     if not is_writer():
         return
     outcome.history.plot(("reward", "response_length", "temperature")).savefig(workdir / "training.png", dpi=120)

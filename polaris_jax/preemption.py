@@ -24,7 +24,7 @@ class Preempted(SystemExit):
 
 @contextmanager
 def preemptible(grace_s: float) -> Iterator[None]:
-    """Within the block SIGTERM makes the next `check` raise, and ends the process `grace_s` seconds later at the latest.
+    """Within the block SIGTERM makes the next `check` raise, and ends the process at the latest `grace_s` later.
 
     The last resort loses nothing that a resume cannot do again: checkpoints are atomic, and finished rollouts are in
     their journal. Python runs signal handlers between two bytecodes of the main thread only, so a thread of its own

@@ -8,7 +8,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from polaris_jax import cli
-from polaris_jax.errors import UserError
+from polaris_jax.errors import NonFiniteUpdates, UserError
 
 
 @pytest.fixture
@@ -56,6 +56,13 @@ def test_a_full_disk_is_one_line(start):
         raise OSError(errno.ENOSPC, "No space left on device", "scores.json")
 
     assert start(main, "--name=a") == (2, "", "error: [Errno 28] No space left on device: 'scores.json'\n")
+
+
+def test_updates_that_are_not_finite_have_their_own_code(start):
+    def main(values):
+        raise NonFiniteUpdates("10 updates in a row")
+
+    assert start(main, "--name=a") == (3, "", "error: 10 updates in a row\n")
 
 
 def test_other_errors_keep_their_traceback(start):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
+from polaris_jax import supervision
 from polaris_jax.data.card import difficulty_picture, write_dataset
 from polaris_jax.data.difficulty import in_bands, with_accuracies
 from polaris_jax.data.prompts import make_prompts
@@ -69,10 +70,16 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
             f"{config.data.max_prompt_tokens} tokens"
         )
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
-    with hold(output) as held, Journal(path, settings, PassRate) as journal, verifier_pool(config) as pool:
+    with (
+        hold(output) as held,
+        supervision.supervised(config, output) as states,
+        Journal(path, settings, PassRate) as journal,
+        verifier_pool(config) as pool,
+    ):
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, stage.rollout)
+        states |= {"verifier": pool.state, "engine": engine.state}
         sampling, samples = make_sampling(stage.rollout, stop_ids(tokenizer)), config.difficulty.samples
         rates = pass_rates(
             params, engine, tokenizer, problems, prompts, sampling, samples, config.seed, pool, journal, progress

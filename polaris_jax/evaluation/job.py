@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
-from polaris_jax import hf
+from polaris_jax import hf, supervision
 from polaris_jax.data import arithmetic
 from polaris_jax.data.problems import BENCHMARKS, benchmark, load_problems
 from polaris_jax.errors import UserError
@@ -44,10 +44,16 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     problems = problems_by_samples(config)
     tokenizer = load_tokenizer(config)
     path, settings = Path(output) / "responses.jsonl", response_settings(config)
-    with hold(output) as held, Journal(path, settings) as journal, verifier_pool(config) as verifier:
+    with (
+        hold(output) as held,
+        supervision.supervised(config, output) as states,
+        Journal(path, settings) as journal,
+        verifier_pool(config) as verifier,
+    ):
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, engine_config(config))
+        states |= {"verifier": verifier.state, "engine": engine.state}
         result = evaluate_all(params, engine, tokenizer, problems, config, verifier, journal, progress)
         save(held, result, config.model.path or config.model.preset, settings)
     return result

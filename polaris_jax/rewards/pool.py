@@ -3,6 +3,7 @@
 import os
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from polaris_jax.rewards.verdict import Reason, Verdict
 
 MAX_TEXT = 20_000  # characters of a box or of all ground truths; no answer is that long
 MIN_MEMORY_BYTES = 64 << 20
+START_AGAIN_S = 1.0
 ATTEMPTS = 2  # per case: a worker that dies is replaced and the case tried once more
 
 
@@ -98,6 +100,10 @@ class VerifierPool:
         for thread in self._threads:
             thread.join()
 
+    def state(self) -> dict[str, int]:
+        """For a report: cases that no worker has begun, and threads that feed a worker."""
+        return {"queued": self._tasks.qsize(), "feeders": sum(thread.is_alive() for thread in self._threads)}
+
     def __enter__(self) -> "VerifierPool":
         return self
 
@@ -113,7 +119,11 @@ class VerifierPool:
         worker.kill()
 
     def _start(self) -> WorkerProcess:
-        return WorkerProcess(self._timeout_s, self._memory_bytes)
+        while True:
+            try:
+                return WorkerProcess(self._timeout_s, self._memory_bytes)
+            except OSError:  # no memory or no process id just now: a feeder that ended would leave its cases behind
+                time.sleep(START_AGAIN_S)
 
     def _judge(self, worker: WorkerProcess, task: _Task) -> tuple[WorkerProcess, Reason]:
         """The case's reason, and the worker to use from now on."""

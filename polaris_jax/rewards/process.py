@@ -1,6 +1,7 @@
 """A worker process as the pool sees it: start, ask, kill."""
 
 import json
+import math
 import os
 import select
 import struct
@@ -12,6 +13,7 @@ from pathlib import Path
 HEADER = struct.Struct("!I")
 COMMAND = (sys.executable, "-P", "-m", "polaris_jax.rewards.worker")
 START_TIMEOUT_S = 60.0
+IDLE_SHARE = 0.1  # of the timeout; a worker that got less of a processor was stopped, or had no machine
 
 
 class WorkerDied(Exception):
@@ -23,7 +25,7 @@ class WorkerNeverBegan(WorkerDied):
 
 
 class WorkerTimedOut(Exception):
-    """No reply in time."""
+    """No reply in time, although the worker was computing."""
 
 
 class WorkerProcess:
@@ -55,15 +57,33 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def ask(self, request: object, timeout_s: float) -> object:
-        """Send a JSON value, return the JSON reply. Raises WorkerDied or WorkerTimedOut; then only kill() is left."""
+        """Send a JSON value, return the JSON reply.
+
+        Raises WorkerTimedOut where the case took too long, and WorkerDied where the worker died or did not run; then
+        only kill() is left.
+        """
         deadline = time.monotonic() + timeout_s
         body = json.dumps(request).encode()
         try:
             self._send(HEADER.pack(len(body)) + body, deadline)
             self._receive(deadline)
-        except WorkerDied as error:
+        except (WorkerDied, WorkerTimedOut) as error:
             raise WorkerNeverBegan from error
-        return self._receive(deadline)
+        before = self._cpu_s()
+        try:
+            return self._receive(deadline)
+        except WorkerTimedOut as error:
+            if self._cpu_s() - before < IDLE_SHARE * timeout_s:
+                raise WorkerDied(f"worker {self.pid} did not run") from error
+            raise
+
+    def _cpu_s(self) -> float:
+        """Seconds of a processor that the worker has had; inf where the system does not tell."""
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return math.inf
+        return (int(status[11]) + int(status[12])) / os.sysconf("SC_CLK_TCK")
 
     def kill(self) -> None:
         """End the process now and reap it."""

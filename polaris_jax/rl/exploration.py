@@ -93,9 +93,14 @@ def remember(solutions: Mapping[str, Rollout], groups: Sequence[Group], most: in
     """The solutions with a right rollout of each of these groups that has one, the newest last.
 
     A problem's newest replaces its older one. Of more than `most` problems the least recently written are dropped.
-    Samples are alike, so that a group's first right one is a random one.
+    Samples are alike, so that a group's first right one is a random one. One whose log-probs are not finite is none.
     """
-    new = {group.problem.id: group.rollouts[int(np.argmax(group.rewards == 1))] for group in groups if group.accuracy}
+    new = {}
+    for group in groups:
+        for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
+            if reward == 1 and np.isfinite(rollout.logprobs).all():
+                new[group.problem.id] = rollout
+                break
     kept = {name: rollout for name, rollout in solutions.items() if name not in new} | new
     return dict(list(kept.items())[-most:])
 

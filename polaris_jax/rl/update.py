@@ -53,8 +53,9 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
 
     update: state is donated. batches: from `packing.pack`, on the host, the same on every process. temperature: of the
     distribution that the responses were sampled from; 1 for SFT. metrics: floats on the host; means over learnt
-    tokens where the name does not say otherwise. An update whose loss or gradient is not finite changes only the
-    counts in `state.opt_state`; see `check_finite`. reference: parameters that `config.algorithm.kl` pulls towards.
+    tokens where the name does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
+    finite changes only the counts in `state.opt_state`; see `check_finite`. reference: parameters that
+    `config.algorithm.kl` pulls towards.
     """
     minibatches, epochs = config.updates.minibatches, config.updates.epochs
     gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh)
@@ -66,6 +67,7 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     ) -> tuple[TrainState, dict[str, float]]:
         start = time.perf_counter()
         temperature = np.float32(temperature)
+        recorded = all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches)
         rows = [put_rows(batch, mesh) for batch in batches]
         olds = references = [None] * len(rows)
         if minibatches * epochs > 1:
@@ -79,7 +81,10 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
                 if not part:
                     raise ValueError("a batch, or a mini-batch of it, has no token to learn from")
                 chosen = ([values[i] for i in part] for values in (rows, olds, references))
-                grads, totals = gradient(state.params, *chosen, temperature, state.opt_state.loss_scale)
+                scale = state.opt_state.loss_scale
+                if not recorded:  # what the sampler could not tell is not to be learnt: skipped and counted, too
+                    scale = scale * np.nan
+                grads, totals = gradient(state.params, *chosen, temperature, scale)
                 state, metrics = apply(state, grads, totals)
                 history.append(metrics)
         state = state._replace(step=state.step + 1)
@@ -98,8 +103,9 @@ def check_finite(skipped_in_a_row: float, config: ConfigDict) -> None:
     """Raises NonFiniteUpdates when `config.updates.max_skipped` updates in a row were skipped; save the state first."""
     if skipped_in_a_row >= config.updates.max_skipped:
         raise NonFiniteUpdates(
-            f"the loss or gradient of {skipped_in_a_row:.0f} updates in a row was not finite; none of them changed the "
-            "parameters. Lower optimizer.learning_rate, or look at the last batches"
+            f"the loss, a gradient or a log-prob of {skipped_in_a_row:.0f} updates in a row was not finite; none of "
+            "them changed the parameters. Lower optimizer.learning_rate, or look at the batches in WORKDIR/not_finite "
+            "with experiments/replay.py"
         )
 
 

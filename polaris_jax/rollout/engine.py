@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from polaris_jax import preemption
+from polaris_jax import preemption, supervision
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
 from polaris_jax.rollout.handover import HandOver, lane_meshes
@@ -51,6 +51,7 @@ class RolloutEngine:
         self._programs = Programs(self.model, config.tokens_per_call, roomy=on_cpu)
         self._sequence_pages = 0  # of the longest sequence so far
         self._stop = multihost.Notice()
+        self._at_work: list[Lane] = []
         self._check_fit()
 
     def generate(
@@ -99,8 +100,10 @@ class RolloutEngine:
         finished = longest = 0
         self.metrics = self._measure(counters, time.perf_counter() - began, handed_over - began, 0)
         mine: list[Rollout] = list(known)
+        self._at_work = lanes
         yield from known
         while finished < total and not self._stop.is_set() and not preemption.asked():
+            supervision.beat()
             with Deferred() as deferred:
                 for lane in lanes:
                     while queue and lane.scheduler.waiting < self.config.slots:
@@ -140,6 +143,12 @@ class RolloutEngine:
             if everyones:
                 yield from rollouts_of_others(mine)
         preemption.check()
+
+    def state(self) -> dict[str, Any]:
+        """For a report: the metrics of `generate`, and each lane's running and waiting sequences and free pages."""
+        schedulers = [lane.scheduler for lane in self._at_work]
+        lanes = [{"running": len(s.running), "waiting": s.waiting, "pages_free": s.pool.free} for s in schedulers]
+        return self.metrics | {"lanes": lanes}
 
     def stop(self) -> None:
         """Makes the running `generate` end after the present device call, that of other processes within a second of

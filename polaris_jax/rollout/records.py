@@ -79,12 +79,13 @@ class Response:
 
 def rollouts_of_others(mine: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts of the other processes. Every process calls it once, with its own."""
-    everyone = gather_bytes(_to_bytes(mine))
+    everyone = gather_bytes(to_bytes(mine))
     others = everyone[: jax.process_index()] + everyone[jax.process_index() + 1 :]
-    return [rollout for data in others for rollout in _from_bytes(data)]
+    return [rollout for data in others for rollout in from_bytes(data)]
 
 
-def _to_bytes(rollouts: Sequence[Rollout]) -> bytes:
+def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
+    """The rollouts as an npz file."""
     buffer, arrays, heads = io.BytesIO(), {}, []
     for i, rollout in enumerate(rollouts):
         heads.append((rollout.problem_id, rollout.sample, rollout.finish_reason))
@@ -94,7 +95,8 @@ def _to_bytes(rollouts: Sequence[Rollout]) -> bytes:
     return buffer.getvalue()
 
 
-def _from_bytes(data: bytes) -> list[Rollout]:
+def from_bytes(data: bytes) -> list[Rollout]:
+    """The rollouts of `to_bytes`, to the bit."""
     rollouts = []
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         for i, (problem_id, sample, reason) in enumerate(json.loads(file["heads"].tobytes())):

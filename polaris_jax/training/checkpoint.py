@@ -70,6 +70,10 @@ class Checkpoints:
         late = minutes > 0 and time.monotonic() - self._began >= 60 * minutes
         return multihost.any_process(self.failed or late or any(step % every == 0 for every in periods))
 
+    def has(self, step: int) -> bool:
+        """Whether the state after `step` is saved or being saved."""
+        return step in self._manager.all_steps()
+
     def save(
         self,
         state: TrainState,

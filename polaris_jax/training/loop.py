@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
+from polaris_jax import preemption, supervision
 from polaris_jax.data.curriculum import Curriculum, draw, remaining, visited
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
@@ -34,7 +35,9 @@ from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding import multihost
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.multihost import any_process, is_writer
 from polaris_jax.sharding.rules import param_shardings
+from polaris_jax.training import kept, not_finite
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, group_metrics
@@ -83,36 +86,54 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     start = int(state.step)
     shown = ("reward", "response_length", "tokens_per_s")
     clock = time.perf_counter()
-    with checkpoints, verifier_pool(config) as pool, MetricsLogger(workdir, "GRPO", total, start, shown) as log:
+    with (
+        supervision.supervised(config, workdir) as states,
+        checkpoints,
+        verifier_pool(config) as pool,
+        MetricsLogger(workdir, "GRPO", total, start, shown) as log,
+    ):
+
+        def phase(text: str) -> None:
+            log.phase(text)
+            supervision.beat(text)
+
+        states["verifier"] = pool.state
         for index, (name, stage) in list(enumerate(stages))[host.stage :]:
             mesh, engine = meshes[index], engines[index]
             state = jax.device_put(state, state_shardings(model, stage, mesh))
             if reference is not None:
                 reference = jax.device_put(reference, param_shardings(model, mesh))
+            states["engine"] = engine.state
             update = make_update(model, stage, mesh, reference)
             if int(state.step) == 0 or index > host.stage:
-                log.phase(f"entering stage {name}")
+                phase(f"entering stage {name}")
                 measure = make_measure(state.params, engine, tokenizer, problems, stage, pool)
                 host = enter_stage(host, index, [stage for _, stage in stages], int(state.step), problems, measure)
             sampling = replace(make_sampling(stage.rollout, stop_ids(tokenizer)), temperature=host.temperature)
             stage_end = host.stage_start + stage.training.steps
             while int(state.step) < stage_end:
-                state, curriculum, metrics, groups = train_step(
-                    state,
-                    host.curriculum,
-                    stage,
-                    problems,
-                    prompts,
-                    engine,
-                    update,
-                    pool,
-                    tokenizer,
-                    sampling,
-                    log.phase,
-                )
+                try:
+                    state, curriculum, metrics, groups = train_step(
+                        state,
+                        host.curriculum,
+                        stage,
+                        problems,
+                        prompts,
+                        engine,
+                        update,
+                        pool,
+                        tokenizer,
+                        sampling,
+                        phase,
+                        workdir,
+                    )
+                except preemption.Preempted:  # while it sampled: the state is still that before the step
+                    if not checkpoints.has(int(state.step)):
+                        checkpoints.save(state, host, first=log.sync)
+                    raise
                 step = int(state.step)
                 if held_out and step % config.training.evaluate_every == 0:
-                    log.phase("evaluation")
+                    phase("evaluation")
                     metrics |= evaluation_metrics(state, stage, held_out, engine, pool, tokenizer)
                 spent, clock = time.perf_counter() - clock, time.perf_counter()
                 host = replace(
@@ -122,12 +143,17 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
                 metrics |= {"cost/device_hours": host.device_seconds / 3600, "seconds/checkpoint": checkpoints.seconds}
                 log.write(step, metrics)
                 log_samples(log, step, name, groups[: stage.training.log_samples], tokenizer)
-                stuck = metrics["update/skipped_in_a_row"] >= stage.updates.max_skipped
+                skipped = metrics["update/skipped"] > 0  # a replay needs this state
                 searched = stage.search.on and step == host.stage_start + 1  # a search is not to be done twice
-                if checkpoints.due(step, stage.training) or step == stage_end or stuck or searched:
-                    log.phase("checkpoint")
+                due = checkpoints.due(step, stage.training) or step == stage_end or skipped or searched
+                if due or any_process(preemption.asked()):
+                    phase("checkpoint")
+                    kept.forget(workdir)
                     checkpoints.save(state, host, metrics, first=log.sync)
+                preemption.check()
                 check_finite(metrics["update/skipped_in_a_row"], stage)
+        checkpoints.wait()
+        kept.forget(workdir)
         return log.history()
 
 
@@ -154,14 +180,29 @@ def train_step(
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
     phase: Callable[[str], None] = lambda text: None,
+    workdir: Path | None = None,
 ) -> tuple[TrainState, Curriculum, dict[str, float], list[Group]]:
-    """One step of GRPO. Returns the new state and curriculum, the step's metrics, and its groups."""
+    """One step of GRPO. Returns the new state and curriculum, the step's metrics, and its groups.
+
+    workdir: where the step's rollouts are kept for its repetition (`kept.py`), and its batch where the update was
+    skipped (`not_finite.py`).
+    """
     started = time.perf_counter()
     step = int(state.step)
     visits, curriculum = draw(curriculum, remaining(curriculum, problems), config.rollout.prompts, config.seed)
     seed = step_seed(config.seed, step)
     groups, texts, metrics = sample_groups(
-        engine, state.params, visits, prompts, config.rollout.samples, sampling, seed, pool, tokenizer, phase
+        engine,
+        state.params,
+        visits,
+        prompts,
+        config.rollout.samples,
+        sampling,
+        seed,
+        pool,
+        tokenizer,
+        phase,
+        workdir and workdir / "rollouts" / f"{step}.{jax.process_index()}",
     )
     sampled = time.perf_counter()
 
@@ -176,10 +217,12 @@ def train_step(
     too_few = least > 0 and explored.mixed / len(groups) <= least
     if too_few:
         state = state._replace(step=state.step + 1)
-        update_metrics = {"skipped_in_a_row": float(state.opt_state.skipped_in_a_row)}
+        update_metrics = {"skipped": 0.0, "skipped_in_a_row": float(state.opt_state.skipped_in_a_row)}
     else:
         phase("update")
         state, update_metrics = update(state, batches, sampling.temperature)
+        if update_metrics["skipped"] and workdir and is_writer():
+            not_finite.keep(workdir, step, batches, sampling.temperature, config)
     finished = time.perf_counter()
     curriculum = visited(curriculum, groups)
     if config.algorithm.rescue:
@@ -191,6 +234,7 @@ def train_step(
     metrics |= {"curriculum/problems": len(problems) - len(curriculum.dropped)}
     metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
     metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
+    metrics["rollout/not_finite"] = sum(not np.isfinite(r.logprobs).all() for group in groups for r in group.rollouts)
     metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {
         "update/too_few_mixed": float(too_few),
@@ -213,18 +257,21 @@ def sample_groups(
     pool: VerifierPool,
     tokenizer: PreTrainedTokenizerBase,
     phase: Callable[[str], None] = lambda text: None,
+    keep_at: Path | None = None,
 ) -> tuple[list[Group], list[list[str]], dict[str, float]]:
     """Samples `samples` responses a problem and verifies each as soon as it is finished.
 
     Of several processes each samples and verifies its share; all return the groups of all.
 
     Returns the groups in the problems' order, samples in order, the responses' texts likewise, and metrics: the share
-    of each verdict's reason, and the seconds that verdicts were waited for when all was sampled.
+    of each verdict's reason, and the seconds that verdicts were waited for when all was sampled. keep_at: the file of
+    `kept.generate`.
     """
     by_id = {problem.id: problem for problem in multihost.share(problems)}  # whose responses this process judges
     finished: dict[tuple[str, int], tuple[Rollout, str]] = {}
     verdicts: dict[tuple[str, int], Future[Verdict]] = {}
-    for rollout in engine.generate(params, [prompts[p.id] for p in problems], samples, sampling, seed):
+    asked = [prompts[problem.id] for problem in problems]
+    for rollout in kept.generate(engine, params, asked, samples, sampling, seed, keep_at):
         text = response_text(rollout, tokenizer)
         finished[rollout.problem_id, rollout.sample] = rollout, text
         if problem := by_id.get(rollout.problem_id):

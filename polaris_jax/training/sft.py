@@ -8,12 +8,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
+from polaris_jax import preemption, supervision
 from polaris_jax.data.curriculum import draw
 from polaris_jax.data.prompts import tokenize_conversations
 from polaris_jax.errors import UserError
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.multihost import any_process, is_writer
+from polaris_jax.training import not_finite
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger
@@ -60,7 +63,11 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
 
     update = make_update(model, config, mesh)
     steps, start = config.training.steps, int(state.step)
-    with checkpoints, MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log:
+    with (
+        supervision.supervised(config, workdir),
+        checkpoints,
+        MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log,
+    ):
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
             batch, place = draw(place, conversations, batch_size, config.seed, shuffle=config.sft.shuffle)
@@ -70,9 +77,14 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}
             metrics = packing | metrics | speed | {"seconds/checkpoint": checkpoints.seconds}
             log.write(step, metrics)
-            stuck = metrics["skipped_in_a_row"] >= config.updates.max_skipped
-            if checkpoints.due(step, config.training) or step == steps or stuck:
+            supervision.beat(f"step {step}")
+            skipped = metrics["skipped"] > 0  # a replay needs this state
+            if skipped and is_writer():
+                not_finite.keep(workdir, step - 1, batches, 1.0, config)
+            due = checkpoints.due(step, config.training) or step == steps or skipped
+            if due or any_process(preemption.asked()):
                 checkpoints.save(state, HostState(place), metrics, first=log.sync)
+            preemption.check()
             check_finite(metrics["skipped_in_a_row"], config)
         return log.history()
 

@@ -33,6 +33,8 @@ FREE = (
     "training.keep_every",
     "training.keep_best",
     "training.log_samples",
+    "training.grace_s",
+    "training.watchdog_minutes",
     "sft.checkpoint_every",
     "reward.workers",
 )

@@ -265,3 +265,44 @@ def test_a_forked_child_makes_its_own_pool():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.stdout.strip() == "0", done.stderr
+
+
+def test_a_worker_that_is_stopped_is_replaced_and_its_case_judged():
+    """Stopped before a case, or while it has one in hand: neither is the case's fault."""
+    with VerifierPool(1, timeout_s=1.0) as made:
+        made.submit(RIGHT, "0.5").result()
+        before = children()
+        os.kill(before[-1], signal.SIGSTOP)
+        assert made.submit(RIGHT, "0.5").result(timeout=60).correct
+        assert before[-1] not in children()
+
+
+def test_a_worker_stopped_within_a_case_is_not_the_cases_fault(misbehaving, monkeypatch):
+    receive, begun = process.WorkerProcess._receive, []
+
+    def stop_once(self, deadline):
+        reply = receive(self, deadline)
+        begun.append(reply)
+        if len(begun) == 1:
+            os.kill(self.pid, signal.SIGSTOP)
+        return reply
+
+    monkeypatch.setattr(process.WorkerProcess, "_receive", stop_once)
+    assert misbehaving.submit(boxed("x1"), "x1").result(timeout=60).correct
+    assert len(begun) > 2
+
+
+def test_where_no_process_can_be_started_the_feeder_tries_again(misbehaving, monkeypatch):
+    popen, refused = subprocess.Popen, []
+
+    def refuse_twice(*args, **settings):
+        refused.append(0)
+        if len(refused) <= 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return popen(*args, **settings)
+
+    monkeypatch.setattr("polaris_jax.rewards.pool.START_AGAIN_S", 0.01)
+    monkeypatch.setattr(process.subprocess, "Popen", refuse_twice)
+    assert misbehaving.submit(boxed("die"), "1").result(timeout=60).reason == Reason.WORKER_DIED
+    assert misbehaving.submit(boxed("x1"), "x1").result(timeout=60).correct
+    assert len(refused) > 2

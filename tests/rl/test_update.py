@@ -60,11 +60,12 @@ def test_sft_learns(start, config, sequences):
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_updates_that_are_not_finite_are_skipped_and_in_the_end_stop_the_run(start, config, sequences):
+@pytest.mark.parametrize("field", ["advantages", "behaviour_logprobs"])
+def test_updates_that_are_not_finite_are_skipped_and_in_the_end_stop_the_run(start, config, sequences, field):
     config.updates.max_skipped = 2
     update, state = start()
     batches, _ = pack(sequences, config.updates)
-    broken = [batch._replace(advantages=batch.advantages * np.float32(np.nan)) for batch in batches]
+    broken = [batch._replace(**{field: getattr(batch, field) * np.float32(np.nan)}) for batch in batches]
     before = jax.tree.map(np.asarray, state.params)
     for skipped in (1, 2):
         state, metrics = update(state, broken, 1.0)

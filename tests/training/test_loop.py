@@ -33,7 +33,8 @@ def assert_same(left, right):
 
 def without_times(rows):
     timed = ("_s", "seconds", "compilations", "peak_share", "device_hours")
-    return [{k: v for k, v in row.items() if not (k.startswith("seconds") or k.endswith(timed))} for row in rows]
+    here = ("seconds", "rollout/")  # what the engine did: nothing, where the rollouts were kept from an earlier start
+    return [{k: v for k, v in row.items() if not (k.startswith(here) or k.endswith(timed))} for row in rows]
 
 
 @pytest.fixture

@@ -1,0 +1,39 @@
+"""What was not finite in a skipped update: python experiments/replay.py --batch=runs/tiny/not_finite/17.npz
+
+Recomputes loss and gradient of each sequence with the run's parameters; needs the checkpoint of the skipped update.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from polaris_jax import cli, hf
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training import not_finite
+
+BATCH = flags.DEFINE_string("batch", None, "WORKDIR/not_finite/STEP.npz")
+ALL = flags.DEFINE_bool("all", False, "Lists the finite sequences, too.")
+flags.mark_flag_as_required("batch")
+
+
+def main(_: list[str]) -> None:
+    kept, console = not_finite.load(BATCH.value), Console()
+    workdir = Path(BATCH.value).absolute().parent.parent
+    model, params = hf.load(workdir, mesh=make_mesh(kept.config.mesh), step=kept.step + 1)  # as before: it was skipped
+    model = model.replace(dtype=kept.config.model.dtype, remat=kept.config.model.remat)
+    for name, count in not_finite.bad_parameters(params).items():
+        console.print(f"parameters {name}: {count} values are not finite", soft_wrap=True)
+    findings = list(not_finite.find(kept, model, params))
+    bad = [finding for finding in findings if finding.what]
+    table = Table(*not_finite.Finding._fields, title=f"step {kept.step}: {len(bad)} of {len(findings)} not finite")
+    for finding in findings if ALL.value else bad:
+        table.add_row(
+            *("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in finding)
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)
