@@ -1,9 +1,9 @@
-# make demo: from nothing to a trained, evaluated, exported model.  make test: the tests.
+# make demo: from nothing to a trained, evaluated, exported model.  make test: the tests.  make chaos: kills and damage.
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow chaos lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
@@ -13,6 +13,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+chaos: $(INSTALLED)
+	$(BIN)/python experiments/chaos.py --workdir=runs/chaos
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -16,15 +16,14 @@ def job(workdir, watchdog_s, grace_s):
     return supervised(ConfigDict({"training": training}), workdir)
 """
 HANGS = """
-compiler = {}
-exec(compile("def build(seconds): time.sleep(seconds)", "site-packages/jax/_src/compiler.py", "exec"), globals(), compiler)
+exec(compile("def build(seconds): time.sleep(seconds)", "site-packages/jax/_src/compiler.py", "exec"))
 with job(WORKDIR, 0.5, 60) as states:
     states["engine"] = lambda: {"running": 3, "pages_free": 17}
     states["verifier"] = lambda: 1 / 0
     for _ in range(12):
         time.sleep(0.1)
         beat("beating")
-    compiler["build"](2.0)
+    build(2.0)
     print("neither steady beats nor a long compilation are stuck", flush=True)
     beat("rollouts")
     lock = threading.Lock()
@@ -53,9 +52,7 @@ def test_a_hang_is_reported_with_stacks_and_states_and_ended(tmp_path):
 
 
 def test_sigterm_ends_a_process_that_does_not_look_within_the_grace_time(tmp_path):
-    call = (
-        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # long, and no place for a handler to run
-    )
+    call = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # a long call: no handler can run
     busy = f"with job(WORKDIR, 0, 0.5):\n    print('up', flush=True)\n    {call}"
     with start(busy, tmp_path) as process:
         assert process.stdout.readline() == "up\n"

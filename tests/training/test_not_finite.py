@@ -34,6 +34,7 @@ def stopped(tiny_config, even_length_pool, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_saved_with_its_batches_which_a_replay_explains(stopped):
     assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == ["1", "2"]
     assert sorted(path.name for path in (stopped / "not_finite").iterdir()) == ["0.npz", "1.npz"]
