@@ -70,7 +70,7 @@ POINTS = {  # function whose call starts the fault's clock; at most which call a
     "rollouts": (loop, "sample_groups", 2, 0.4),
     "verifying": (loop, "response_text", 24, 0.05),
     "update": (loop, "pack", 2, 0.3),
-    "save": (checkpoint, "save", 2, 0.2),
+    "save": (checkpoint.Checkpoints, "save", 2, 0.2),
     "metrics": (metrics.MetricsLogger, "write", 2, 0.02),
     "evaluation": (loop, "evaluation_metrics", 1, 0.4),
     "scores": (job, "evaluate_all", 1, 0.3),

@@ -65,13 +65,13 @@ def check() -> None:
 
 
 def _heard(number: int, frame: object) -> None:
-    """The handler; `_listen` does the work."""
+    _asked.set()
 
 
 def _listen(read: int, last_resort: threading.Timer) -> None:
     with os.fdopen(read, "rb", buffering=0) as pipe:
         while number := pipe.read(1):
-            if number[0] == signal.SIGTERM and not _asked.is_set():
+            if number[0] == signal.SIGTERM and not last_resort.is_alive():
                 _asked.set()
                 print(f"SIGTERM: saving, at most {last_resort.interval:g} s", file=sys.stderr, flush=True)
                 last_resort.start()

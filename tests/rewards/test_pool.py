@@ -28,6 +28,8 @@ def judge(box, golds):
     if box == "sleep":
         import time
         while True: time.sleep(1)
+    if box == "slow":
+        import time; time.sleep(0.3)
     if box == "hang":
         pow(7, 10**9)
     if box == "swallow":
@@ -288,7 +290,7 @@ def test_a_worker_stopped_within_a_case_is_not_the_cases_fault(misbehaving, monk
         return reply
 
     monkeypatch.setattr(process.WorkerProcess, "_receive", stop_once)
-    assert misbehaving.submit(boxed("x1"), "x1").result(timeout=60).correct
+    assert misbehaving.submit(boxed("slow"), "slow").result(timeout=60).correct
     assert len(begun) > 2
 
 
