@@ -98,7 +98,8 @@ def kill_in_the_middle(tmp_path, phase):
 def without_times(path):
     timed = ("_s", "seconds", "compilations", "peak_share", "device_hours")
     rows = map(json.loads, path.read_text().splitlines())
-    return [{k: v for k, v in row.items() if not (k.startswith("seconds") or k.endswith(timed))} for row in rows]
+    here = ("seconds", "rollout/")  # what the engine did: nothing, where the rollouts were kept from an earlier start
+    return [{k: v for k, v in row.items() if not (k.startswith(here) or k.endswith(timed))} for row in rows]
 
 
 @pytest.mark.slow
