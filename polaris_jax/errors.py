@@ -7,13 +7,12 @@ USER_ERROR = 2  # (0: done, 1: a bug, with its traceback)
 NOT_FINITE = 3  # too many updates in a row were not finite: the state and the batch are saved
 PREEMPTED = 75  # SIGTERM: the state is saved; start again
 STUCK = 76  # the watchdog: nothing had moved for too long; start again
+LOST = 77  # another process of the run died or fell silent; start all again
 
 # Tokens of the hub, passwords in URLs, and what a URL's query calls a secret.
 _SECRETS = re.compile(
     r"()\bhf_[A-Za-z0-9]{20,}|(://)[^/@\s]+(?=@)|([?&](?:access_token|token|api_key|key|password)=)[^&\s]+"
 )
-
-LOST = 77  # exit code: another process of the run died or fell silent; start all again
 
 
 class UserError(Exception):
