@@ -63,6 +63,7 @@ def preempted(run, tmp_path):
     return until_sigterm
 
 
+@pytest.mark.slow
 def test_after_sigterm_finished_rollouts_are_not_sampled_again(run, preempted, tmp_path, monkeypatch):
     unbroken = run("unbroken")
     rounds = unbroken.frame()["rollout/device_calls"].astype(int)

@@ -59,6 +59,7 @@ def test_a_stopped_run_is_saved_with_its_batches_which_a_replay_explains(stopped
     assert told.count("behaviour") == len(bad)
 
 
+@pytest.mark.slow
 def test_a_poisoned_parameter_is_named(tiny_config):
     config = tiny_config()
     mesh, tokenizer = make_mesh(config.mesh), start.load_tokenizer(config)
