@@ -135,7 +135,7 @@ class RolloutEngine:
         if jax.process_count() > 1:
             if finished < total:
                 self._stop.set()  # one that stops does not leave the others to finish
-            multihost.meet()
+            multihost.meet(self._while_others_sample)
             seconds = time.perf_counter() - began
             counters, finished, total, longest = _of_all(counters, finished, total, longest)
             self.metrics = self._measure(counters, seconds, handed_over - began, self._programs.traced - traced)
@@ -143,6 +143,11 @@ class RolloutEngine:
             if everyones:
                 yield from rollouts_of_others(mine)
         preemption.check()
+
+    def _while_others_sample(self) -> None:
+        supervision.beat()
+        if preemption.asked() and not self._stop.is_set():
+            self._stop.set()
 
     def state(self) -> dict[str, Any]:
         """For a report: the metrics of `generate`, and each lane's running and waiting sequences and free pages."""

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -151,21 +151,22 @@ class Notice:
         return self._set
 
 
-def meet() -> None:
-    """Returns when every process has called it as often as this one.
+def meet(meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Returns when every process has called it as often as this one. meanwhile: called again and again until then.
 
     For work that takes each process another time, up to hours: unlike `barrier` it keeps no device waiting, and signals
     are handled meanwhile.
     """
     if jax.process_count() > 1:
-        _all_arrive(f"meeting/{next(_MEETINGS)}")
+        _all_arrive(f"meeting/{next(_MEETINGS)}", meanwhile)
 
 
-def _all_arrive(key: str, within_s: float = math.inf) -> bool:
+def _all_arrive(key: str, meanwhile: Callable[[], None] = lambda: None, *, within_s: float = math.inf) -> bool:
     """Waits until all processes have called it with the same new key, and says whether they did in time."""
     client, count = distributed.global_state.client, distributed.global_state.num_processes
     end, arrived = time.monotonic() + within_s, client.key_value_increment(key, 1)
     while arrived < count and time.monotonic() < end:
+        meanwhile()
         time.sleep(0.02)
         arrived = client.key_value_increment(key, 0)
     return arrived == count
