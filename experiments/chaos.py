@@ -263,7 +263,7 @@ def fruits(workdir: Path) -> dict[str, object]:
         "parameters": load_file(workdir / "export" / "model.safetensors"),
         "metrics": rows("sft") + rows("train"),
         "samples": (workdir / "train" / "samples.jsonl").read_text(),
-        "pass rates": sorted((workdir / "difficulty" / "pass_rates.jsonl").read_text().splitlines()),
+        "pass rates": sorted((workdir / "difficulty" / "pass_rates.jsonl").read_text().splitlines()[1:]),
         "responses": pd.read_parquet(workdir / "evaluation" / "responses.parquet").to_json(),
         "scores": json.loads((workdir / "evaluation" / "scores.json").read_text())["scores"],
     }
