@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c.model.preset = ""  # random weights of this shape (models/presets.py) where `path` is empty
     c.model.tokenizer = ""  # directory or hub name; "": the model's own; "arithmetic": the demo's word-level one
     c.model.dtype = "bfloat16"  # compute dtype: bfloat16, float16 or float32
-    c.model.remat = "full"  # none, dots or full: what the backward pass recomputes
+    c.model.remat = "full"  # full, attention, dots or none: what the backward pass recomputes, from most to least
 
     c.data = ConfigDict()
     c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip_norm = 1.0  # 0: off
+    c.optimizer.moments = "float32"  # how Adam's are kept; bfloat16: half of it, int8: a quarter
 
     c.mesh = ConfigDict()
     c.mesh.data = 1

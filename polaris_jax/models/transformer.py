@@ -8,18 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from polaris_jax.models.layers import Linear, RMSNorm
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import apply_rope, rope_tables
 from polaris_jax.ops.attention import packed_attention
 
+# What the backward pass finds kept of a layer: its input and nothing else (full), also what goes into and comes out of
+# attention (attention), also the outputs of all projections (dots), or everything (none).
 REMAT_POLICIES: dict[str, Callable | None] = {
-    "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attention"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": None,
 }
-
 
 UNROLLED_LAYERS = 4  # a loop over so few layers costs more, in copies of what the backward pass needs, than it saves
 
@@ -47,8 +50,11 @@ class Attention(nn.Module):
         if c.qk_norm:
             q_BTHd = RMSNorm(c.rms_norm_eps, c.dtype, name="q_norm")(q_BTHd)
             k_BTKd = RMSNorm(c.rms_norm_eps, c.dtype, name="k_norm")(k_BTKd)
-        q_BTHd, k_BTKd = apply_rope(q_BTHd, cos, sin), apply_rope(k_BTKd, cos, sin)
+        q_BTHd = checkpoint_name(apply_rope(q_BTHd, cos, sin), "q")
+        k_BTKd = checkpoint_name(apply_rope(k_BTKd, cos, sin), "k")
+        v_BTKd = checkpoint_name(v_BTKd, "v")
         out_BTHd, cache = self.attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer)
+        out_BTHd = checkpoint_name(out_BTHd, "attention")
         out = Linear(c.hidden_size, ("heads", "embed"), c.dtype, name="o")(out_BTHd.reshape(B, T, heads * d))
         return out, cache
 

@@ -81,7 +81,7 @@ class Lane:
             np.float32(sampling.top_p),
             np.asarray(sampling.prefix, np.int32),
         )
-        self._row_buckets = row_buckets(slots)
+        self._row_buckets = row_buckets(slots, fine=run.roomy)
         self._in_flight: tuple[list[Scheduled], programs.Decoded] | None = None
 
     def submit(self, responses: Sequence[Response], limits: Sequence[int]) -> None:
@@ -220,9 +220,14 @@ def bucket(n: int) -> int:
     return power * 3 // 4 if n <= power * 3 // 4 else power
 
 
-def row_buckets(slots: int) -> list[int]:
-    """The slots, a quarter of them, and so on down to at most 16, smallest first: few programs to compile."""
+def row_buckets(slots: int, *, fine: bool) -> list[int]:
+    """How many rows a decoding call may have, smallest first: the slots, then a quarter of them, down to at most 16.
+
+    fine: half, down to at most 4, for CPUs, where a row of padding costs as much as any other. Accelerators read the
+    weights once a step however many rows there are, and gain less than the compilations cost.
+    """
+    divisor, least = (2, 4) if fine else (4, 16)
     sizes = [slots]
-    while sizes[-1] > 16:
-        sizes.append(-(-sizes[-1] // 4))
+    while sizes[-1] > least:
+        sizes.append(-(-sizes[-1] // divisor))
     return sizes[::-1]

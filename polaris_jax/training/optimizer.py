@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.sharding.rules import replicated
+from polaris_jax.training import moments
 
 EPS = 1e-8  # AdamW's, after the square root
 FIRST_LOSS_SCALE = 2.0**12  # float16 only
@@ -18,7 +20,8 @@ GROW_AFTER = 100  # finite updates until the loss scale doubles
 
 
 class OptState(NamedTuple):
-    """count: int32, updates applied. mu, nu: first and second moments, pytrees like the parameters.
+    """count: int32, updates applied. mu, nu: first and second moments, pytrees like the parameters, each array kept
+    as `config.optimizer.moments` says (see `moments.py`).
 
     skipped, skipped_in_a_row: int32, updates left out because the loss or a gradient was not finite.
     loss_scale: float32, what the loss is multiplied with before the backward pass; 1 unless computing in float16.
@@ -57,15 +60,18 @@ def learning_rate(count: jax.Array, optimizer: ConfigDict, total: int) -> jax.Ar
 def init_opt_state(params: Any, optimizer: ConfigDict, dtype: str) -> OptState:
     """Zero moments. dtype: the model's compute dtype; the loss is scaled where it is float16."""
     zero = jnp.zeros((), jnp.int32)
-    moments = jax.tree.map(jnp.zeros_like, params)
+    mu, nu = (
+        jax.tree.map(partial(moments.zeros, kind=optimizer.moments, signed=signed), params) for signed in (True, False)
+    )
     scale = jnp.float32(FIRST_LOSS_SCALE if dtype == "float16" else 1.0)
-    return OptState(zero, moments, moments, zero, zero, scale, zero)
+    return OptState(zero, mu, nu, zero, zero, scale, zero)
 
 
 def opt_state_shardings(params: Any, optimizer: ConfigDict, mesh: Mesh) -> OptState:
     """Shardings of the optimizer's arrays. params: the parameters' shardings."""
     scalar = replicated(mesh)
-    return OptState(scalar, params, params, scalar, scalar, scalar, scalar)
+    kept = jax.tree.map(partial(moments.sharding, kind=optimizer.moments), params)
+    return OptState(scalar, kept, kept, scalar, scalar, scalar, scalar)
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -89,18 +95,26 @@ def adamw(
     b1, b2 = optimizer.betas
     count = state.count + 1
     bias1, bias2 = 1 - b1 ** count.astype(jnp.float32), 1 - b2 ** count.astype(jnp.float32)
+    key = jax.random.key(count)
 
-    def leaf(p, g, m, v):
+    def leaf(index, p, g, kept_m, kept_v):
         g = g * factor
-        new_m = b1 * m + (1 - b1) * g
-        new_v = b2 * v + (1 - b2) * g * g
-        step = -rate * (new_m / bias1 / (jnp.sqrt(new_v / bias2) + EPS) + optimizer.weight_decay * p)
+        m = b1 * moments.decode(kept_m, signed=True) + (1 - b1) * g
+        v = b2 * moments.decode(kept_v, signed=False) + (1 - b2) * g * g
+        step = -rate * (m / bias1 / (jnp.sqrt(v / bias2) + EPS) + optimizer.weight_decay * p)
         step = jnp.where(finite, step, 0)
-        return p + step, jnp.where(finite, new_m, m), jnp.where(finite, new_v, v), jnp.sum(step * step)
+        key_m, key_v = jax.random.split(jax.random.fold_in(key, index))
+        new = (
+            moments.encode(m, optimizer.moments, key_m, signed=True),
+            moments.encode(v, optimizer.moments, key_v, signed=False),
+        )
+        new_m, new_v = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (kept_m, kept_v))
+        return p + step, new_m, new_v, jnp.sum(step * step)
 
-    leaves = jax.tree.map(leaf, params, grads, state.mu, state.nu)
-    outer, inner = jax.tree.structure(params), jax.tree.structure((0, 0, 0, 0))
-    params, mu, nu, squares = jax.tree.transpose(outer, inner, leaves)
+    structure = jax.tree.structure(params)
+    columns = (structure.flatten_up_to(tree) for tree in (params, grads, state.mu, state.nu))
+    updated = [leaf(index, *arrays) for index, arrays in enumerate(zip(*columns, strict=True))]
+    params, mu, nu, squares = map(structure.unflatten, zip(*updated, strict=True))
     finite_in_a_row = jnp.where(finite, state.finite_in_a_row + 1, 0)
     scale, finite_in_a_row = _next_scale(state.loss_scale, finite, finite_in_a_row)
     skipped = 1 - finite.astype(jnp.int32)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import make_mesh
@@ -109,6 +110,23 @@ def test_the_kl_term_pulls_to_the_reference(model, params, sequences, config):
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
     ahead, behind = (jax.tree.map(lambda p, g, e=e: p + e * g / norm, params, grads) for e in (1e-3, -1e-3))
     assert 0.5 * (k3_sum(ahead) - k3_sum(behind)) / 2e-3 == pytest.approx(float(norm), rel=2e-2)
+
+
+def test_remat_policies_change_what_is_kept_and_not_the_gradient(model, params, sequences, config):
+    mesh = make_mesh({}, jax.devices()[:1])
+    config.updates.rows = 4
+    batch = put_rows(pack(sequences, config.updates)[0][0], mesh)
+    kept, gradients = [], []
+    for remat in REMAT_POLICIES:
+        logprobs_of = make_logprobs(model.replace(remat=remat), mesh)
+        loss = lambda p, logprobs_of=logprobs_of: (logprobs_of(p, batch, 1.0)[0] * batch.mask).sum()  # noqa: E731
+        residuals = jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params)
+        kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals)))
+        gradients.append(jax.jit(jax.grad(loss))(params))
+    assert list(REMAT_POLICIES) == ["full", "attention", "dots", "none"]
+    assert kept == sorted(set(kept))  # each keeps more than the one before it
+    for gradient in gradients[1:]:
+        assert relative_error(gradient, gradients[0]) < 1e-5
 
 
 def test_memory_of_a_pass_grows_linearly_with_its_rows(model, params, sequences, config):
