@@ -1,12 +1,16 @@
-"""Problems that are there twice, and problems that a benchmark asks too."""
+"""Problems that are there twice, that a benchmark asks too, or that no response can be right on."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polaris_jax.data.problems import bare_question
+from polaris_jax.rewards.answers import judge_integers
+from polaris_jax.rewards.pool import VerifierPool
+from polaris_jax.rewards.verdict import Reason
 from polaris_jax.types import Problem
 
 # What does not change a question: white space, dollar signs, LaTeX's thin spaces, sized brackets and display style.
@@ -34,6 +38,31 @@ class Overlap:
     asked: Problem
     shared: str
     share: float
+
+
+# A ground truth against itself: what tells of the text and not of the machine's load.
+_NEVER_RIGHT = (Reason.UNPARSABLE, Reason.UNEQUAL, Reason.NO_BOX)
+
+
+def verifiable(problems: Sequence[Problem]) -> tuple[list[Problem], list[str]]:
+    """Keeps the problems that can be answered right, and says of each other one why not.
+
+    A problem is left out where none of its ground truths, boxed, is judged equal to itself: not parsable and without a
+    word in it, an undefined value, unbalanced braces.
+    """
+    asked = [(p, a) for p in problems for a in p.answers if judge_integers(a, [a]) is not Reason.EQUAL]
+    if not asked:
+        return list(problems), []
+    with VerifierPool(require_think=False) as pool:
+        futures = [pool.submit(rf"\boxed{{{answer}}}", answer) for _, answer in asked]
+        wrong = Counter(p.id for (p, _), f in zip(asked, futures, strict=True) if f.result().reason in _NEVER_RIGHT)
+    never = {p.id for p in problems if wrong[p.id] == len(p.answers)}
+    faults = [
+        f"problem {p.id}: ground truth cannot be verified, not even against itself: {', '.join(map(repr, p.answers))}"
+        for p in problems
+        if p.id in never
+    ]
+    return [p for p in problems if p.id not in never], faults
 
 
 def deduplicate(problems: Sequence[Problem]) -> tuple[list[Problem], list[Repeat]]:

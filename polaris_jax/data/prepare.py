@@ -11,7 +11,7 @@ import pandas as pd
 
 from polaris_jax import hf
 from polaris_jax.data.card import write_dataset
-from polaris_jax.data.cleaning import Overlap, Repeat, decontaminate, deduplicate
+from polaris_jax.data.cleaning import Overlap, Repeat, decontaminate, deduplicate, verifiable
 from polaris_jax.data.problems import BENCHMARKS, SUFFIX, benchmark, load_problems
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
@@ -36,10 +36,12 @@ def prepare(
     ngram: int = 10,
     overlap_share: float = 0.0,
 ) -> Prepared:
-    """Loads the sources in order, leaves out repeats, problems that share `ngram` words in a row with one of the five
-    benchmarks, and prompts over `max_prompt_tokens` of the tokenizer, and writes the rest with a card into `output`.
+    """Loads the sources in order and writes what is left of them, with a card, into `output`.
 
-    overlap_share: `threshold` of `cleaning.decontaminate`. Also writes skipped.txt (unusable rows), repeats.csv and
+    Left out are problems whose ground truth cannot be verified, repeats, problems that share `ngram` words in a row
+    with one of the five benchmarks, and prompts over `max_prompt_tokens` of the tokenizer.
+
+    overlap_share: `threshold` of `cleaning.decontaminate`. Also writes skipped.txt (unusable rows and problems), repeats.csv and
     overlaps.csv (with the words shared). Raises UserError for a source that cannot be read, and where nothing is left.
     """
     encoder = hf.load_tokenizer(tokenizer) if tokenizer else None
@@ -49,6 +51,9 @@ def prepare(
         history.append(f"{source}: {len(found):,} problems; {len(left_out):,} rows left out, see skipped.txt.")
         problems += found
         skipped += left_out
+    problems, faults = verifiable(problems)
+    history.append(f"Ground truths that cannot be verified: {len(faults):,} problems left out, see skipped.txt.")
+    skipped += faults
     problems, repeats = deduplicate(problems)
     differ = sum(not repeat.same_answer for repeat in repeats)
     history.append(f"Repeats across sources: {len(repeats):,} left out, {differ:,} of them with another answer.")

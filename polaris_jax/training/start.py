@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import hf
 from polaris_jax.data import arithmetic
+from polaris_jax.data.cleaning import verifiable
 from polaris_jax.data.problems import chat_rows, load_problems
+from polaris_jax.data.rows import summary
 from polaris_jax.errors import UserError
 from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS, ModelConfig
@@ -56,12 +59,17 @@ def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBas
 
 
 def load_train_problems(config: ConfigDict) -> list[Problem]:
-    """The problems of `config.data.train`."""
+    """The problems of `config.data.train` that can be verified; the others are counted and listed in the log."""
     if config.data.train == "arithmetic":
         return arithmetic.problems("train", ARITHMETIC_PROBLEMS, config.data.suffix, config.seed)
     if not config.data.train:
         raise UserError("config.data.train: empty; name a parquet or jsonl file, a directory or a hub dataset")
-    return load_problems(config.data.train, suffix=config.data.suffix)
+    problems, faults = verifiable(load_problems(config.data.train, suffix=config.data.suffix))
+    if faults:
+        logging.warning("%d of %s skipped: %s", len(faults), config.data.train, summary(faults))
+    if not problems:
+        raise UserError(f"{config.data.train}: no ground truth can be verified: {summary(faults)}")
+    return problems
 
 
 def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polaris_jax.data.cleaning import decontaminate, deduplicate
+from polaris_jax.data.cleaning import decontaminate, deduplicate, verifiable
 from polaris_jax.data.problems import BENCHMARKS, SUFFIX, benchmark, problem_id
 from polaris_jax.types import Problem
 
@@ -33,6 +33,20 @@ def test_dress_does_not_make_a_question_new(twin):
 )
 def test_every_sign_counts(one, other):
     assert len(deduplicate([ask(one), ask(other)])[0]) == 2
+
+
+def test_problems_that_no_response_can_be_right_on_are_left_out_and_listed():
+    good = [ask("a", "142"), ask("b", "\\frac{1}{2}"), ask("c", "Monday"), ask("d", "}{", "7")]
+    bad = [ask("e", "}{"), ask("f", "\\frac{1}{0}"), ask("g", "$$", "??")]
+    kept, faults = verifiable([*good, *bad])
+    assert kept == good
+    assert [problem.id in fault for problem, fault in zip(bad, faults, strict=True)] == [True] * 3
+    assert "'$$', '??'" in faults[2]
+
+
+def test_every_benchmark_problem_can_be_answered_right():
+    for name in BENCHMARKS:
+        assert verifiable(benchmark(name))[1] == []
 
 
 def test_repeats_with_another_answer_are_marked():
