@@ -41,8 +41,9 @@ def prepare(
     Left out are problems whose ground truth cannot be verified, repeats, problems that share `ngram` words in a row
     with one of the five benchmarks, and prompts over `max_prompt_tokens` of the tokenizer.
 
-    overlap_share: `threshold` of `cleaning.decontaminate`. Also writes skipped.txt (unusable rows and problems), repeats.csv and
-    overlaps.csv (with the words shared). Raises UserError for a source that cannot be read, and where nothing is left.
+    overlap_share: `threshold` of `cleaning.decontaminate`. Also writes skipped.txt (what cannot be used), repeats.csv
+    and overlaps.csv (with the words shared). Raises UserError for a source that cannot be read, and where nothing is
+    left.
     """
     encoder = hf.load_tokenizer(tokenizer) if tokenizer else None
     problems, history, skipped = [], [], []

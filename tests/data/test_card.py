@@ -84,6 +84,7 @@ def test_prepare_leaves_out_what_it_should_and_says_so(tmp_path):
     assert prepared.history == [
         f"{sources[0]}: 3 problems; 1 rows left out, see skipped.txt.",
         f"{sources[1]}: 1 problems; 0 rows left out, see skipped.txt.",
+        "Ground truths that cannot be verified: 0 problems left out, see skipped.txt.",
         "Repeats across sources: 1 left out, 0 of them with another answer.",
         "Shared 10 words in a row with a benchmark: 1 left out (aime25 1). "
         "1 of them hold more than half of its question.",
