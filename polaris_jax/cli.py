@@ -35,16 +35,20 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         multihost.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
         return main(rest)
 
+    def leave(error: Exception, code: int) -> None:
+        if flags.FLAGS.is_parsed():  # else the processes have not found each other yet
+            multihost.leave(error, code, heartbeat_timeout_s=HEARTBEAT.value)
+
     try:
         app.run(join_and_run, argv=None if argv is None else list(argv), flags_parser=_parse_flags)
     except Exception as error:
         told = isinstance(error, UserError | NonFiniteUpdates)
         if not told and not (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
-            multihost.leave(error, 1, heartbeat_timeout_s=HEARTBEAT.value)
+            leave(error, 1)
             raise
         print("error:", _one_line(str(error)), file=sys.stderr)
         code = NOT_FINITE if isinstance(error, NonFiniteUpdates) else USER_ERROR
-        multihost.leave(error, code, heartbeat_timeout_s=HEARTBEAT.value)
+        leave(error, code)
         sys.exit(code)
     sys.exit(0)
 
