@@ -107,6 +107,6 @@ def test_a_real_model_is_less_diverse_the_cooler_it_samples(tmp_path):
     changes = {"evaluation.max_problems": 2, "evaluation.samples": 4, "evaluation.max_response_tokens": 32}
     config = configs.override(tiny.get_config(), changes)
     frame, _ = probe.run(config, tmp_path, [0.0, 0.1, 1.5])
-    assert frame.diversity[0] < frame.diversity[1] < frame.diversity[2]  # greedy samples are all the same
+    assert frame.diversity[0] < frame.diversity[1] <= frame.diversity[2] <= 1  # greedy samples are all the same
     assert frame.cut_off[2] > 0
     pd.testing.assert_frame_equal(probe.run(config, tmp_path, [0.0, 0.1, 1.5]).frame, frame)
