@@ -93,8 +93,14 @@ class Checkpoints:
         items = {"state": ocp.args.StandardSave(state), "host": ocp.args.JsonSave(saved)}
         if arrays:
             items["arrays"] = ocp.args.StandardSave(arrays)
+        problem = None
         try:
             first()
+        except OSError as error:
+            problem = error
+        if multihost.any_process(problem is not None):  # together: saving is a collective
+            return self._fail(problem or OSError("another process could not write"))
+        try:
             args = ocp.args.Composite(**items)
             self._saving = self._manager.save(self._step, args=args, metrics=self._ranked(metrics or {}))
         except SAVE_ERRORS as error:
@@ -109,7 +115,7 @@ class Checkpoints:
             self._fail(error)
         if self._saving and multihost.is_writer():
             with suppress(OSError):  # of a log file on the same full disk
-                print(f"checkpoint {self._step}: {self._bytes / 2**30:.3g} GiB in {self._seconds:.1f} s", flush=True)
+                print(f"checkpoint {self._step}: {self._bytes / 2**20:,.1f} MiB in {self._seconds:.1f} s", flush=True)
         self._saving = False
 
     def restore(self, like: TrainState) -> tuple[TrainState, HostState] | None:
