@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from polaris_jax.errors import UserError
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.rollout import RolloutEngine, Sampling
 from tests.rollout.conftest import obvious, random_prompts, rollout_config
@@ -183,10 +184,10 @@ def test_stop_ends_after_the_present_call(engine, params):
 
 
 def test_what_cannot_fit_is_refused_in_words(model, mesh, engine, params):
-    with pytest.raises(ValueError, match=r"max_response_tokens=40 take 5 pages of .* MiB, rollout.cache_gib=1e-05 has"):
+    with pytest.raises(UserError, match=r"max_response_tokens=40 take 5 pages of .* MiB, rollout.cache_gib=1e-05 has"):
         RolloutEngine(model, mesh, rollout_config(cache_gib=1e-5))
-    with pytest.raises(ValueError, match=r"sampling needs .* GiB a device, which has"):
+    with pytest.raises(UserError, match=r"sampling needs .* GiB a device, which has"):
         RolloutEngine(model, mesh, rollout_config(slots=10**9))
     small = RolloutEngine(model, mesh, rollout_config(cache_gib=5e-5))
-    with pytest.raises(ValueError, match=r"prompt \+ response of .* tokens take .* pages of 8, the pool has"):
+    with pytest.raises(UserError, match=r"prompt \+ response of .* tokens take .* pages of 8, the pool has"):
         next(small.generate(params, PROMPTS, 1, Sampling(max_response_tokens=200), 0))
