@@ -31,6 +31,9 @@ class Parrot:
     def __init__(self, model, mesh, config):
         assert config.max_response_tokens == 32
 
+    def state(self):
+        return {}
+
     def generate(self, params, prompts, samples, sampling, seed, *, everyones):
         text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
         tokens = np.asarray(build_tokenizer(SUFFIX)(text, add_special_tokens=False)["input_ids"], np.int32)
@@ -60,6 +63,7 @@ def test_output_holds_scores_and_responses_and_is_gone_on_with(config, tmp_path)
     kept = read_responses(tmp_path / "out" / "responses.parquet", suffix=SUFFIX)
     assert [row.problem for row in kept] == result.problems
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "lock",
         "responses.jsonl",
         "responses.parquet",
         "scores.json",

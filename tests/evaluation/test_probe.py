@@ -30,6 +30,9 @@ class Moody:
     def __init__(self, model, mesh, config):
         pass
 
+    def state(self):
+        return {}
+
     def generate(self, params, prompts, samples, sampling, seed, *, everyones):
         Moody.asked.append(sampling.temperature)
         right, different = BEHAVIOUR[sampling.temperature]
