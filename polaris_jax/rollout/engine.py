@@ -105,9 +105,7 @@ class RolloutEngine:
         while finished < total and not self._stop.is_set() and not preemption.asked():
             supervision.beat()
             with Deferred() as deferred:
-                for lane in lanes:
-                    while queue and lane.scheduler.waiting < self.config.slots:
-                        lane.submit(*queue.popleft())
+                deal(queue, lanes, self.config.slots)
                 busy = [lane for lane in lanes if lane.responses]
                 for lane in busy:
                     lane.start_round()
@@ -230,6 +228,12 @@ class RolloutEngine:
             "transfer_s": counters.transfer_s,
             "host_s": seconds - hand_over_s - device_s,
         }
+
+
+def deal(queue: deque[tuple[list[Response], list[int]]], lanes: Sequence[Lane], slots: int) -> None:
+    """Submits groups, each to the lane with the fewest sequences, until `slots` of them wait there."""
+    while queue and (lane := min(lanes, key=lambda lane: len(lane.responses))).scheduler.waiting < slots:
+        lane.submit(*queue.popleft())
 
 
 def sampler_model(model: ModelConfig, config: ConfigDict) -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections import deque
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 from polaris_jax.errors import UserError
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.rollout.engine import deal
 from tests.rollout.conftest import obvious, random_prompts, rollout_config
 
 SAMPLED = Sampling(max_response_tokens=24, stop_ids=(3, 7))
@@ -191,3 +193,29 @@ def test_what_cannot_fit_is_refused_in_words(model, mesh, engine, params):
     small = RolloutEngine(model, mesh, rollout_config(cache_gib=5e-5))
     with pytest.raises(UserError, match=r"prompt \+ response of .* tokens take .* pages of 8, the pool has"):
         next(small.generate(params, PROMPTS, 1, Sampling(max_response_tokens=200), 0))
+
+
+class Waiting:
+    """Stands in for a lane whose sequences all wait."""
+
+    def __init__(self):
+        self.responses = []
+        self.scheduler = self
+
+    @property
+    def waiting(self):
+        return len(self.responses)
+
+    def submit(self, responses, limits):
+        self.responses += responses
+
+
+@pytest.mark.parametrize("groups", [8, 7, 40])
+def test_groups_are_dealt_evenly(groups):
+    """With 16 slots a lane takes groups of 4 until 16 wait there; no lane gets a second group before each has one."""
+    lanes, queue = [Waiting() for _ in range(4)], deque(([None] * 4, [9] * 4) for _ in range(groups))
+    deal(queue, lanes, slots=16)
+    sizes = [len(lane.responses) for lane in lanes]
+    assert max(sizes) - min(sizes) <= 4
+    assert sum(sizes) + 4 * len(queue) == 4 * groups
+    assert not queue or min(sizes) == 16
