@@ -15,18 +15,20 @@ from polaris_jax.types import PackedBatch
 
 
 def update_flops(model: ModelConfig, batches: Sequence[PackedBatch]) -> float:
-    """Of one forward and backward pass over the real tokens of `batches`: what the model needs, no recomputation.
-
-    6 per matmul parameter and token, and 12 per head dimension for each pair of tokens that see each other.
-    """
-    matmul = model.num_parameters - (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
+    """Of one forward and backward pass over the real tokens of `batches`: what the model needs, no recomputation."""
     tokens = pairs = 0
     for batch in batches:
         real = np.asarray(batch.segment_ids) != 0
         tokens += int(real.sum())
         pairs += int((np.asarray(batch.positions)[real].astype(np.int64) + 1).sum())
-    attention = 12 * model.num_hidden_layers * model.num_attention_heads * model.head_dim
-    return 6.0 * matmul * tokens + float(attention) * pairs
+    return 3 * forward_flops(model, tokens, pairs)
+
+
+def forward_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
+    """2 per matmul parameter and token, and 4 per head dimension for each pair of tokens that see each other."""
+    matmul = model.num_parameters - (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
+    attention = 4 * model.num_hidden_layers * model.num_attention_heads * model.head_dim
+    return 2.0 * matmul * tokens + float(attention) * pairs
 
 
 @cache

@@ -19,12 +19,17 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = shape or {}
+    sizes = axis_sizes(shape or {}, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def axis_sizes(shape: Mapping[str, int], devices: int) -> list[int]:
+    """The size of each axis of `AXES` on that many devices. shape and errors: as in `make_mesh`."""
     sizes = asked = [shape.get(axis, 1) for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known:
-        sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        sizes = [devices // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != devices or min(sizes) < 1:
         described = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, asked, strict=True))
-        raise UserError(f"config.mesh: {described} does not fit {len(devices)} devices: sizes must multiply to that")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        raise UserError(f"config.mesh: {described} does not fit {devices} devices: sizes must multiply to that")
+    return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -27,10 +28,15 @@ RULES = (
 )
 
 
+@cache
+def param_shapes(config: ModelConfig) -> Any:
+    """Shapes of the float32 parameters, boxed with their logical axis names."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
     """A pytree of `NamedSharding`, one for each parameter of the model."""
-    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(param_shapes(config)), mesh, RULES)
 
 
 def sharded_params(config: ModelConfig, mesh: Mesh, seed: int) -> Any:
