@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["polaris_jax", "polaris_jax.*", "configs"]),
-    package_data={"polaris_jax.data": ["benchmarks/*"]},
+    package_data={"polaris_jax.data": ["benchmarks/*"], "polaris_jax.plan": ["prices.toml"]},
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12,<0.13",

@@ -1,0 +1,206 @@
+"""What each device holds in each phase of a step, from shapes alone: nothing is compiled, no array is made.
+
+What is kept for the backward pass is asked of the model's code (`jax.vjp` on shapes); how much XLA needs beside that is
+a formula that tests hold against what XLA says.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import AbstractMesh, AxisType
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from polaris_jax.errors import UserError
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.rope import rope_tables
+from polaris_jax.models.transformer import REMAT_POLICIES, Block, init_params
+from polaris_jax.ops.attention import DENSE, packed_attention
+from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
+from polaris_jax.rollout.engine import page_bytes, pool_pages
+from polaris_jax.rollout.kv_pages import pages_for
+from polaris_jax.rollout.lane import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
+from polaris_jax.sharding.mesh import AXES, axis_sizes
+from polaris_jax.sharding.rules import param_shapes, param_shardings
+from polaris_jax.training.optimizer import init_opt_state, opt_state_shardings
+from polaris_jax.types import PackedBatch
+
+PHASES = ("hand over", "prefill", "decode", "gradients", "apply")
+PROBE = 13 * 512  # tokens of a row; longer rows keep as much per token, and no model is as wide
+MASTER = 4  # bytes of a float32 parameter, gradient or moment
+LOGITS_COPIES = 3  # float32 arrays as large as the logits of a chunk that its backward pass holds at once
+APPLY_COPIES = 2.5  # of the parameters, float32, that AdamW and the clip hold beside state and gradients
+LAYER_FACTOR = 1.1  # backward pass of a layer: what `none` would keep of it, and this much for what flows back
+
+
+def plan_mesh(shape: ConfigDict | dict[str, int], devices: int) -> AbstractMesh:
+    """The mesh of `config.mesh` on devices that need not exist. Raises UserError as `make_mesh` does."""
+    return AbstractMesh(tuple(axis_sizes(shape, devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def phase_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> dict[str, dict[str, float]]:
+    """Bytes on a device, by phase and component.
+
+    weights, moments: the training state, which stays all through the step. reference: of the KL term. sampler: the
+    weights in the compute dtype. cache: the page pool. gradients: summed and new ones. activations: kept for the
+    backward pass. workspace: all else that a program needs at once. Raises UserError where a parameter does not split
+    evenly over the mesh.
+    """
+    item = jnp.dtype(model.dtype).itemsize
+    weights = parameter_bytes(model, mesh, MASTER)
+    lane = AbstractMesh(tuple(mesh.shape[a] if a == "tensor" else 1 for a in AXES), AXES, axis_types=mesh.axis_types)
+    moments = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
+    state = {"weights": weights, "moments": moments}
+    if config.algorithm.kl:
+        state["reference"] = weights
+    sampling = state | {"sampler": parameter_bytes(model, lane, item)}
+    cached = sampling | {"cache": float(cache_pages(model, config, mesh) * page_bytes(model, mesh, config.rollout))}
+    activations, workspace = backward_memory(model, config, mesh, max(config.updates.row_lengths))
+    return {
+        "hand over": sampling | {"workspace": _largest(model, lane) * item},
+        "prefill": cached | {"workspace": _prefill(model, mesh)},
+        "decode": cached | {"workspace": _decode(model, config, mesh)},
+        "gradients": state | {"gradients": 2 * weights, "activations": activations, "workspace": workspace},
+        "apply": state | {"gradients": weights, "workspace": APPLY_COPIES * weights},
+    }
+
+
+def cache_pages(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> int:
+    """Pages of each copy of the sampler, as the engine reckons them."""
+    return pool_pages(model, mesh, config.rollout, bucket(sequence_pages(config)))
+
+
+def sequence_pages(config: ConfigDict) -> int:
+    """Pages of the longest sequence."""
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens - 1
+    return pages_for(longest, config.rollout.page_size)
+
+
+def parameter_bytes(model: ModelConfig, mesh: AbstractMesh, item: int) -> float:
+    """Bytes of all parameters on one device, `item` each, laid out by the rules table."""
+    return item * sum(_shard_sizes(model.replace(remat="none"), mesh))
+
+
+def _largest(model: ModelConfig, mesh: AbstractMesh) -> int:
+    return max(_shard_sizes(model.replace(remat="none"), mesh))
+
+
+@cache
+def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfigDict) -> float:
+    """Bytes of both moments on one device, kept as the optimizer keeps them."""
+    kept = jax.eval_shape(lambda: init_opt_state(nn.unbox(init_params(model, jax.random.key(0))), optimizer, "float32"))
+    laid = opt_state_shardings(param_shardings(model, mesh), optimizer, mesh)
+    arrays = zip(jax.tree.leaves((kept.mu, kept.nu)), jax.tree.leaves((laid.mu, laid.nu)), strict=True)
+    return float(sum(math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize for x, where in arrays))
+
+
+@cache
+def _shard_sizes(model: ModelConfig, mesh: AbstractMesh) -> list[int]:
+    shapes, shardings = jax.tree.leaves(nn.unbox(param_shapes(model))), jax.tree.leaves(param_shardings(model, mesh))
+    try:
+        return [math.prod(sharding.shard_shape(x.shape)) for x, sharding in zip(shapes, shardings, strict=True)]
+    except ValueError as error:
+        raise UserError(f"config.mesh: {dict(mesh.shape)} does not split the parameters evenly: {error}") from error
+
+
+def tokens_on_device(config: ConfigDict, mesh: AbstractMesh, row: int) -> int:
+    """Slots of a device in one call with rows of that many slots."""
+    rows = math.ceil(config.updates.rows / (mesh.shape["data"] * mesh.shape["fsdp"]))
+    return rows * row // mesh.shape["context"]
+
+
+def backward_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, row: int) -> tuple[float, float]:
+    """Bytes of activations and of workspace in one forward and backward pass over rows of that many slots."""
+    tokens, item, tensor = tokens_on_device(config, mesh, row), jnp.dtype(model.dtype).itemsize, mesh.shape["tensor"]
+    local = one_device(model, tensor)
+    kept = model.num_hidden_layers * kept_bytes(local, row) * tokens
+    layer = LAYER_FACTOR * kept_bytes(local.replace(remat="none"), row) * tokens
+    if mesh.shape["context"] > 1:  # keys and values of whole rows, and their gradients
+        layer += 4 * local.num_key_value_heads * model.head_dim * item * tokens * mesh.shape["context"]
+    logits = LOGITS_COPIES * 4 * min(CHUNK_LOGITS, tokens * model.vocab_size // tensor)
+    gathered = 0
+    if mesh.shape["fsdp"] > 1:  # the embedding and its gradient, and two layers: one in use, one on its way
+        table = model.vocab_size * model.hidden_size // tensor
+        gathered = 2 * MASTER * table + 2 * (MASTER + item) * block_parameters(local)
+    return kept, max(layer, logits) + gathered + _rows_bytes(config, mesh)
+
+
+def _rows_bytes(config: ConfigDict, mesh: AbstractMesh) -> float:
+    """All packed rows of a step lie on the devices from the start of the update; here each of them of full length."""
+    sequence = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    slots = config.rollout.prompts * config.rollout.samples * sequence
+    devices = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["context"]
+    return len(PackedBatch._fields) * 4 * slots / devices
+
+
+def _prefill(model: ModelConfig, mesh: AbstractMesh) -> float:
+    """One layer's activations of a chunk, and the chunk's keys and values before and after they are cut into pages."""
+    local = one_device(model, mesh.shape["tensor"])
+    new = 2 * 2 * model.num_hidden_layers * local.num_key_value_heads * model.head_dim
+    layer = kept_bytes(local.replace(remat="none"), PREFILL_CHUNKS[-1])
+    return PREFILL_TOKENS * (new * jnp.dtype(model.dtype).itemsize + layer)
+
+
+def _decode(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> float:
+    """Logits, and keys and values of a call's steps, before and after they are cut into pages; none are gathered."""
+    local = one_device(model, mesh.shape["tensor"])
+    new = 2 * 2 * model.num_hidden_layers * local.num_key_value_heads * model.head_dim * config.rollout.tokens_per_call
+    logits = LOGITS_COPIES * 4 * model.vocab_size
+    return config.rollout.slots * (new * jnp.dtype(model.dtype).itemsize + logits)
+
+
+def one_device(model: ModelConfig, tensor: int) -> ModelConfig:
+    """The model whose layers are a device's part of this one's."""
+    kv_heads = model.num_key_value_heads
+    heads = model.num_attention_heads // tensor
+    kv_heads = kv_heads // tensor if kv_heads % tensor == 0 else kv_heads
+    return model.replace(
+        num_attention_heads=max(heads, kv_heads),
+        num_key_value_heads=kv_heads,
+        intermediate_size=model.intermediate_size // tensor,
+    )
+
+
+def block_parameters(model: ModelConfig) -> int:
+    """Parameters of one layer."""
+    return (model.num_parameters - model.replace(num_hidden_layers=0).num_parameters) // model.num_hidden_layers
+
+
+@cache
+def kept_bytes(model: ModelConfig, row: int) -> float:
+    """Bytes per token that the backward pass of one layer keeps under `model.remat`, in rows of that many tokens."""
+    tokens = row if row <= DENSE else PROBE
+    kept, shared = _block_shapes(model, tokens)
+    sizes = (x.size * x.dtype.itemsize for x in kept if x.shape not in shared and tokens in x.shape)
+    return sum(sizes) / tokens
+
+
+@cache
+def _block_shapes(model: ModelConfig, tokens: int = PROBE) -> tuple[list[Any], list[tuple[int, ...]]]:
+    """What one layer keeps of a row for its backward pass; shapes of its parameters and of what all layers share."""
+    block = Block
+    if model.remat != "none":
+        block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=False)
+    layer = block(model, packed_attention)
+    x_BTD = jax.ShapeDtypeStruct((1, tokens, model.hidden_size), model.dtype)
+    integers_BT = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+
+    def rest(integers_BT):
+        return 0, *rope_tables(integers_BT, model), integers_BT, integers_BT
+
+    def init(x_BTD, integers_BT):
+        return nn.unbox(layer.init(jax.random.key(0), (x_BTD, None), *rest(integers_BT))["params"])
+
+    def kept(params, x_BTD, integers_BT):
+        run = lambda params, x: layer.apply({"params": params}, (x, None), *rest(integers_BT))[0][0]  # noqa: E731
+        return jax.vjp(run, params, x_BTD)[1]
+
+    params = jax.eval_shape(init, x_BTD, integers_BT)
+    leaves = jax.tree.leaves(jax.eval_shape(kept, params, x_BTD, integers_BT))
+    shared = jax.tree.leaves((params, jax.eval_shape(rest, integers_BT)))
+    return leaves, [x.shape for x in shared]

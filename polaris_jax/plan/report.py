@@ -1,0 +1,144 @@
+"""A plan for the eye: tables, JSON, and a picture of memory over the step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from polaris_jax.plan.memory import PHASES
+from polaris_jax.plan.planner import ORIGINAL_HOURS, Plan, StagePlan
+
+COMPONENTS = ("weights", "moments", "reference", "sampler", "cache", "gradients", "activations", "workspace")
+GIB = 2**30
+
+
+def memory_table(plan: Plan) -> Table:
+    """GiB on a device, and the least time of each phase."""
+    columns = [name for name in COMPONENTS if any(name in s.memory[p] for s in plan.stages for p in PHASES)]
+    table = Table(title=f"{plan.topology.name}: GiB a device, of which {plan.usable / GIB:.1f} can be filled")
+    for heading in ("stage", "phase"):
+        table.add_column(heading)
+    for heading in (*columns, "in all", "measured", "PFLOP", "at least"):
+        table.add_column(heading, justify="right")
+    table.add_column("bound by")
+    for stage in plan.stages:
+        for phase in PHASES:
+            parts, (limit, bound) = stage.memory[phase], stage.limit_s[phase]
+            measured = f"{stage.measured[phase] / GIB:.1f}" if phase in stage.measured else "-"
+            table.add_row(
+                stage.name if phase == PHASES[0] else "",
+                phase,
+                *(f"{parts[name] / GIB:.1f}" if name in parts else "" for name in columns),
+                f"{sum(parts.values()) / GIB:.1f}",
+                measured,
+                f"{stage.work[phase].flops * plan.topology.devices / 1e15:.3g}",
+                f"{limit:.3g} s",
+                bound,
+                end_section=phase == PHASES[-1],
+            )
+    return table
+
+
+def stage_table(plan: Plan) -> Table:
+    """What each stage runs on, and what it takes."""
+    table = Table(title=f"{plan.topology.name}: stages")
+    table.add_column("")
+    for stage in plan.stages:
+        table.add_column(stage.name, justify="right")
+    price = plan.price.usd if plan.price else None
+    rows = {
+        "mesh": lambda s: ", ".join(f"{axis}={size}" for axis, size in s.mesh.items() if size > 1) or "one device",
+        "remat": lambda s: s.remat,
+        "fits": lambda s: "no" if s.problem else "yes",
+        "longest row that trains": lambda s: f"{s.longest_row:,}",
+        "sequences of full length in a page pool": lambda s: f"{s.sequences:,}",
+        "sequences decoded at once": lambda s: f"{s.running:,}",
+        "step at the least": lambda s: f"{sum(limit for limit, _ in s.limit_s.values()):,.0f} s",
+        f"step at {plan.assumed.achieved:.0%} of that speed": lambda s: f"{s.step_s:,.0f} s",
+        "device-hours a step": lambda s: f"{s.device_hours:.1f}",
+        "the original's, 32 H800": lambda s: f"{ORIGINAL_HOURS}",
+        "steps": lambda s: f"{s.steps:,}",
+        "days": lambda s: f"{s.steps * s.step_s / 86400:.1f}",
+        "device-hours": lambda s: f"{s.steps * s.device_hours:,.0f}",
+        "US dollars": lambda s: "no price" if price is None else f"{s.steps * s.device_hours * price:,.0f}",
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *map(cell, plan.stages))
+    return table
+
+
+def notes(plan: Plan) -> list[str]:
+    """What the search found, what does not fit, the run's sum, and what is measured, modelled and assumed."""
+    a, lines = plan.assumed, [stage.problem for stage in plan.stages if stage.problem]
+    for stage in plan.stages:
+        if stage.changes and not stage.problem:
+            lines.append(
+                f"{stage.name}: " + " ".join(f"--config.{key}={value}" for key, value in stage.changes.items())
+            )
+    if not any(stage.problem for stage in plan.stages):
+        steps = sum(stage.steps for stage in plan.stages)
+        cost = f", {plan.device_hours * plan.price.usd:,.0f} US dollars" if plan.price else ""
+        lines.append(f"All {steps:,} steps: {plan.device_hours:,.0f} device-hours{cost}; the original: "
+                     f"{steps * ORIGINAL_HOURS:,.0f} GPU-hours at {ORIGINAL_HOURS} a step.")  # fmt: skip
+    if plan.price:
+        lines.append(f"Price: {plan.price.usd:.2f} a device and hour ({plan.price.source}; {plan.price.date}).")
+    compiled = any(stage.measured for stage in plan.stages)
+    lines.append(
+        "Measured: " + ("memory in the column of that name, by compiling for the topology." if compiled else "nothing.")
+    )
+    lines.append(
+        "Counted from the model's shape: FLOPs. Modelled: memory by component, and time, by the roofline. Not in it: "
+        "evaluation, temperature search, the measurement of difficulty, restarts."
+    )
+    lines.append(
+        f"Assumed: mean response {a.mean_response:.0%} of the limit, prompts of {a.prompt} tokens, rows "
+        f"{a.packing:.0%} full, {a.achieved:.0%} of the roofline's speed."
+    )
+    return lines
+
+
+def to_json(plan: Plan) -> str:
+    """All numbers of the plan."""
+    return json.dumps(dataclasses.asdict(plan) | {"original_hours_a_step": ORIGINAL_HOURS}, indent=2) + "\n"
+
+
+def picture(plan: Plan) -> Figure:
+    """Memory of a device over the step, a panel for each stage: bars by phase, with the least time of each."""
+    figure, panels = plt.subplots(1, len(plan.stages), figsize=(4.2 * len(plan.stages), 4), sharey=True, squeeze=False)
+    colours = dict(zip(COMPONENTS, plt.get_cmap("tab10").colors, strict=False))
+    for panel, stage in zip(panels[0], plan.stages, strict=True):
+        _bars(panel, stage, colours)
+        panel.axhline(plan.usable / GIB, color="black", linewidth=1, linestyle="--")
+        panel.set_title(f"{stage.name}, {stage.step_s:,.0f} s a step")
+    panels[0][0].set_ylabel(f"GiB a device of {plan.topology.name}")
+    handles = {
+        label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def _bars(panel: plt.Axes, stage: StagePlan, colours: dict) -> None:
+    bottoms = [0.0] * len(PHASES)
+    for name in COMPONENTS:
+        heights = [stage.memory[phase].get(name, 0.0) / GIB for phase in PHASES]
+        if any(heights):
+            panel.bar(range(len(PHASES)), heights, 0.95, bottoms, label=name, color=colours[name])
+            bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    panel.set_xticks(range(len(PHASES)), [f"{phase}\n{stage.limit_s[phase][0]:.3g} s" for phase in PHASES], fontsize=8)
+
+
+def save(plan: Plan, directory: str | Path) -> None:
+    """Writes plan.json and plan.png."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "plan.json").write_text(to_json(plan), encoding="utf-8")
+    figure = picture(plan)
+    figure.savefig(directory / "plan.png", dpi=120)
+    plt.close(figure)

@@ -1,0 +1,86 @@
+"""The memory model: by hand on a toy model, and against what XLA says on 8 simulated devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import tiny
+from polaris_jax.models.presets import PRESETS
+from polaris_jax.plan.memory import MASTER, kept_bytes, parameter_bytes, phase_memory, plan_mesh
+from tests.plan.compiled_memory import MODEL, config
+
+SCRIPT = Path(__file__).with_name("compiled_memory.py")
+TOLERANCE = 0.15
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_what_the_backward_pass_keeps_of_a_layer(remat):
+    """full: the layer's input; dots: also the products q, k, v, o, gate and up, in the compute dtype."""
+    model = PRESETS["qwen3-4b"].replace(remat=remat)
+    by_hand = {"full": 2560, "dots": 2560 + 4096 + 2 * 1024 + 2560 + 2 * 9728}
+    assert kept_bytes(model, 16_384) == 2 * by_hand[remat]
+
+
+def test_parameters_lie_as_the_rules_say():
+    """Everything is split over fsdp and tensor but the norms and the biases' and heads' small vectors."""
+    whole = parameter_bytes(MODEL, plan_mesh({"fsdp": 1}, 1), MASTER)
+    assert whole == MASTER * MODEL.num_parameters
+    norms = MASTER * (5 * (2 * 256 + 2 * 32) + 256)
+    split = parameter_bytes(MODEL, plan_mesh({"fsdp": 4, "tensor": 2}, 8), MASTER)
+    assert split == (whole - norms) / 8 + norms
+
+
+@pytest.mark.parametrize("axis", ["fsdp", "tensor", "context"])
+def test_more_devices_mean_less_memory_on_each(axis):
+    totals = []
+    for size in (1, 2, 4):
+        memory = phase_memory(MODEL, config(4096, 4), plan_mesh({"fsdp": 1} | {axis: size}, size))
+        totals.append(sum(memory["gradients"].values()))
+    assert totals[0] > totals[1] > totals[2]
+
+
+def test_a_reference_model_is_counted():
+    c = tiny.get_config()
+    mesh = plan_mesh(c.mesh, 4)
+    without = phase_memory(MODEL, c, mesh)
+    c.algorithm.kl = 0.1
+    for phase, parts in phase_memory(MODEL, c, mesh).items():
+        assert sum(parts.values()) - sum(without[phase].values()) == parts["weights"] == parts["reference"]
+
+
+def check_against_xla(mesh, remat, row):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, str(SCRIPT), json.dumps(mesh), remat, str(row)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    planned = plan_mesh(mesh, 8)
+    c = config(row, planned.shape["data"] * planned.shape["fsdp"])
+    memory = phase_memory(MODEL.replace(remat=remat), c, planned)
+    gradients, apply = memory["gradients"], memory["apply"]
+    # the moments are no arguments of the accumulation, they lie there all the same
+    assert found[f"accumulate/{row}"]["peak"] + gradients["moments"] == pytest.approx(
+        sum(gradients.values()), rel=TOLERANCE
+    )
+    arguments = apply["weights"] + apply["moments"] + apply["gradients"]
+    assert found["apply"]["arguments"] == pytest.approx(arguments, rel=1e-3)
+    assert found["apply"]["peak"] == pytest.approx(sum(apply.values()), rel=TOLERANCE)
+
+
+def test_xla_needs_what_the_model_says():
+    check_against_xla({"fsdp": 4, "tensor": 2}, "full", 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 4, "context": 2}])
+def test_xla_needs_what_the_model_says_on_other_meshes(mesh, remat):
+    check_against_xla(mesh, remat, 4096)
