@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(small):
     config = smaller_config(**{"updates.row_lengths": (65_536,), "rollout.cache_gib": 0.01})
     for search in (False, True):
         with pytest.raises(
-            UserError, match=r"does not fit: gradients needs weights .* = .* GiB a device, of which 0\\.1"
+            UserError, match=r"does not fit: gradients needs weights .* = .* GiB a device, of which 0\.1"
         ):
             plan(config, parse_topology("small:1"), search=search)
 

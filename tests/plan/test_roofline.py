@@ -71,7 +71,7 @@ def test_flops_are_those_of_the_program(remat):
 
 
 def toy():
-    return smaller_config(**{"rollout.max_response_tokens": 1000, "rollout.page_size": 50, "rollout.cache_gib": 0.001})
+    return smaller_config(**{"rollout.max_response_tokens": 1000, "rollout.page_size": 64, "rollout.cache_gib": 0.001})
 
 
 def test_decoding_by_hand():
@@ -79,17 +79,17 @@ def test_decoding_by_hand():
     config = toy()
     config.rollout.prompts = 8
     mesh, assumed = plan_mesh({"data": 4}, 4), Assumptions(prompt=40)
-    page = 2 * 2 * 50 * 2 * 32 * 4  # keys and values of 2 layers, 50 tokens, 2 heads of 32, float32
+    page = 2 * 2 * 64 * 2 * 32 * 4  # keys and values of 2 layers, 64 tokens, 2 heads of 32, float32
     pool = int(0.001 * 2**30) // page
     held = 40 / 4 + (1000**2 / 3) / 1000  # its share of the prompt, and E[l^2] / 2 E[l]
-    together = int(pool * 50 / held)
+    together = int(pool * 64 / held)
     assert 1 < together < 8
     assert running(TINY, config, mesh, assumed) == together
     steps = 8 * 500 / together
     assert decode_steps(TINY, config, mesh, assumed) == pytest.approx(max(1000, steps))
     pairs = 8 * (40 * 500 + 1000**2 / 3 / 2)
     work = phase_work(TINY, config, mesh, assumed)["decode"]
-    assert work.bytes == pytest.approx(max(1000, steps) * 4 * TINY.num_parameters + pairs * page / 50)
+    assert work.bytes == pytest.approx(max(1000, steps) * 4 * TINY.num_parameters + pairs * page / 64)
     assert work.flops == pytest.approx(forward_flops(TINY, 8 * 500, pairs))
 
 
