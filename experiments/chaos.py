@@ -188,7 +188,8 @@ def damage(workdir: Path, expected: dict, rng: random.Random) -> list[Result]:
     for name, harm in (("truncated", truncate), ("bit flipped", flip), ("file missing", Path.unlink)):
         run = workdir / f"damage_{name.replace(' ', '_')}"
         start(run, f"update:5:0:{int(signal.SIGKILL)}")
-        newest = max((run / "train" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+        steps = [path for path in (run / "train" / "checkpoints").iterdir() if path.name.isdigit()]  # not a save's rest
+        newest = max(steps, key=lambda path: int(path.name))
         harm(max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
         before = lost_steps(run)
         code = start(run)

@@ -12,6 +12,7 @@ import jax
 import pytest
 from absl import app, flags
 
+from polaris_jax import cli  # noqa: F401 (its flags are every script's, not of the one that is run first)
 from polaris_jax import config as configs
 from polaris_jax.rewards import Reason, Verdict
 
