@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     c.rollout.max_response_tokens = 4096
     c.rollout.slots = 256  # sequences decoded at once
     c.rollout.page_size = 64  # tokens
+    c.rollout.weights = ""  # "": in the model's dtype; int8 or fp8: projections in 8 bits, and importance weights
     c.rollout.cache_dtype = ""  # "": the model's dtype
     c.rollout.cache_gib = 0.0  # page pool in GiB a device; 0: enough for every slot's longest sequence
     c.rollout.tokens_per_call = 32  # decoded on the device between two looks by the host
@@ -50,7 +51,7 @@ def get_config() -> ConfigDict:
     c.algorithm.clip = (0.2, 0.28)  # below, above (DAPO, arXiv 2503.14476)
     c.algorithm.dual_clip = 0.0  # bound on the ratio where the advantage is negative; 0: off
     c.algorithm.old_logprobs = "trainer"  # trainer; recorded: ratios to the sampler's recorded log-probs
-    c.algorithm.importance_cap = 0.0  # cap of the importance weight from sampler to trainer; 0: no weight
+    c.algorithm.importance_cap = 0.0  # of the weight from sampler to trainer; 0: no weight, or 2 with rollout.weights
     c.algorithm.kl = 0.0  # coefficient of the k3 KL to the reference model; 0: no reference
     c.algorithm.rescue = True  # a group that failed gets a right response of an earlier visit (rl/exploration.py)
     c.algorithm.rescue_buffer = 65_536  # problems of which one right response is kept for that

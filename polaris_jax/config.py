@@ -18,6 +18,7 @@ from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.rewards.pool import MIN_MEMORY_BYTES
 from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.losses import LOSSES
+from polaris_jax.rollout.quantise import CODES
 from polaris_jax.sharding.mesh import AXES
 from polaris_jax.training.optimizer import SCHEDULES
 
@@ -60,6 +61,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "rollout.top_p": _TOP_P,
     "rollout.page_size": ("a power of two", lambda value: value.bit_count() == 1),
     "rollout.cache_dtype": _one_of(("", *DTYPES)),
+    "rollout.weights": _one_of(("", *CODES)),
     **{f"search.{key}": _AT_LEAST_ONE for key in ("problems", "samples")},
     "algorithm.loss": _one_of(LOSSES),
     "algorithm.advantage": _one_of(ADVANTAGES),

@@ -159,10 +159,10 @@ def make_sampling(section: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
 
 
 def engine_config(config: ConfigDict) -> ConfigDict:
-    """`config.rollout` with evaluation's token limit and its YaRN factor where that is larger, for the engine."""
+    """`config.rollout` for the engine: evaluation's token limit, its YaRN factor where larger, unquantised weights."""
     engine, c = config.rollout.copy_and_resolve_references(), config.evaluation
     with engine.unlocked():
-        engine.max_response_tokens = c.max_response_tokens
+        engine.max_response_tokens, engine.weights = c.max_response_tokens, ""
         engine.yarn_factor = max(engine.yarn_factor, c.yarn_factor)
     return engine
 

@@ -19,7 +19,13 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+        x_ND, kernel = x.reshape(-1, x.shape[-1]), kernel.astype(self.dtype)
+        if self.has_variable("params", "kernel_scale"):  # of the sampler: codes and a scale (rollout/quantise.py)
+            scale = self.get_variable("params", "kernel_scale")
+            y = (jnp.matmul(x_ND, kernel, preferred_element_type=jnp.float32) * scale).astype(self.dtype)
+        else:
+            y = x_ND @ kernel
+        y = y.reshape(*x.shape[:-1], self.features)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y = y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)

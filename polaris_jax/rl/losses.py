@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax.types import PackedBatch
 
+QUANTISED_CAP = 2.0  # where the sampler's weights are quantised and the config sets no cap
 MAX_LOG_RATIO = 20.0  # e^20: far beyond every clip, and still finite in float32
 
 
@@ -105,6 +106,13 @@ def token_weights(rows: PackedBatch, aggregation: str) -> jax.Array:
     if aggregation == "sequence":
         return rows.mask / jnp.maximum(segment_sums(rows.mask, rows.segment_ids), 1)
     return rows.mask
+
+
+def importance_cap(config: ConfigDict) -> float:
+    """Cap of the weight p_trainer / p_sampler of a token's loss (truncated importance sampling); 0: no weight."""
+    if config.algorithm.loss == "sft":
+        return 0.0  # nothing was sampled
+    return config.algorithm.importance_cap or (QUANTISED_CAP if config.rollout.weights else 0.0)
 
 
 def denominator(aggregation: str, tokens, sequences, max_response_tokens: int):

@@ -23,6 +23,7 @@ from polaris_jax.rollout.handover import HandOver, lane_meshes
 from polaris_jax.rollout.interrupts import Deferred
 from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.lane import Counters, Lane, Programs, bucket
+from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.records import Progress, Response, rollouts_of_others
 from polaris_jax.rollout.sampling import Sampling, sequence_key
 from polaris_jax.sharding import multihost
@@ -45,7 +46,7 @@ class RolloutEngine:
         self.metrics: dict[str, float] = {}
         self.share_prefix = share_prefix
         self._lanes = lane_meshes(mesh)
-        self._hand_over = HandOver(self.model, mesh, self._lanes)
+        self._hand_over = HandOver(self.model, mesh, self._lanes, config.weights)
         self._cache_dtype = config.cache_dtype or model.dtype
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._programs = Programs(self.model, config.tokens_per_call, roomy=on_cpu)
@@ -200,7 +201,7 @@ class RolloutEngine:
                 f"rollout.max_response_tokens={self.config.max_response_tokens} take {longest} pages of "
                 f"{self._page_bytes() / 2**20:.3f} MiB, rollout.cache_gib={self.config.cache_gib} has {pages - 1}"
             )
-        weights = self.model.num_parameters * jnp.dtype(self.model.dtype).itemsize / self.mesh.shape["tensor"]
+        weights = weight_bytes(self.model, self.config.weights) / self.mesh.shape["tensor"]
         need, have = weights + pages * self._page_bytes(), _device_memory(self.mesh.local_devices[0])
         if need > have:
             raise UserError(

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.rollout.quantise import map_kernels, quantise, scale_sharding
 from polaris_jax.sharding.mesh import AXES
 from polaris_jax.sharding.rules import param_shardings
 
@@ -36,14 +37,24 @@ def lane_meshes(mesh: Mesh) -> list[Mesh]:
 class HandOver:
     """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each lane.
 
-    cast: the jitted program behind it. lane_shardings: of the sampler's parameters, for each lane.
+    weights: "", or what the projection kernels are quantised to, a name of `quantise.CODES`. cast: the jitted program
+    behind it. lane_shardings: of the sampler's parameters, for each lane.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, lanes: list[Mesh]):
+    def __init__(self, model: ModelConfig, mesh: Mesh, lanes: list[Mesh], weights: str = ""):
+        def shardings(mesh: Mesh) -> Any:
+            found = param_shardings(model, mesh)
+            return map_kernels(found, scale_sharding) if weights else found
+
+        def cast(params: Any) -> Any:
+            if weights:
+                return map_kernels(params, partial(quantise, weights=weights), lambda x: x.astype(model.dtype))
+            return jax.tree.map(lambda x: x.astype(model.dtype), params)
+
         self._lanes = lanes
-        self.lane_shardings = [param_shardings(model, lane) for lane in lanes]
-        spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), param_shardings(model, mesh))
-        self.cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=spread)
+        self.lane_shardings = [shardings(lane) for lane in lanes]
+        spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), shardings(mesh))
+        self.cast = jax.jit(cast, out_shardings=spread)
 
     def __call__(self, params: Any) -> list[Any]:
         spread = self.cast(params)

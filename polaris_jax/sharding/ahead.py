@@ -108,13 +108,14 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     """What a rollout runs: see `lower_all`."""
     c, model = config.rollout, sampler_model(model, config.rollout)
     mesh_of_lane = lane_meshes(mesh)[0]
-    hand_over = HandOver(model, mesh, [mesh_of_lane])
-    lowered = {"hand_over": hand_over.cast.lower(_params(model, param_shardings(model, mesh)))}
+    hand_over = HandOver(model, mesh, [mesh_of_lane], c.weights)
+    trained = _params(model, param_shardings(model, mesh))
+    lowered = {"hand_over": hand_over.cast.lower(trained)}
 
     longest = lanes.bucket(pages_for(config.data.max_prompt_tokens + c.max_response_tokens - 1, c.page_size))
     pool, sharding = lanes.pool_layout(model, mesh_of_lane, pool_pages(model, mesh, c, longest), c.page_size)
     pages = (jax.ShapeDtypeStruct(pool, c.cache_dtype or model.dtype, sharding=sharding),) * 2
-    cast = _params(model, hand_over.lane_shardings[0], model.dtype)
+    cast = jax.tree.map(_laid, hand_over.cast.eval_shape(trained), hand_over.lane_shardings[0])
     run = lanes.Programs(model, c.tokens_per_call, roomy=mesh.devices.flat[0].platform == "cpu")
     sampling = lanes.static_sampling(Sampling(c.temperature, c.top_p, c.top_k, c.max_response_tokens))
 
@@ -134,9 +135,9 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     return lowered
 
 
-def _params(model: ModelConfig, shardings: Any, dtype: str = "float32") -> Any:
+def _params(model: ModelConfig, shardings: Any) -> Any:
     shapes = jax.eval_shape(lambda: nn.unbox(init_params(model, jax.random.key(0))))
-    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding), shapes, shardings)
+    return jax.tree.map(_laid, shapes, shardings)
 
 
 def _rows(count: int, length: int, mesh: Mesh) -> tuple[PackedBatch, jax.ShapeDtypeStruct]:

@@ -1,6 +1,6 @@
 """Run by test_many_devices.py in processes of their own: prints a digest of what the engine gives on a mesh.
 
-Usage: decode_somewhere.py MESH [PROCESS PROCESSES PORT], MESH such as data=4,tensor=2.
+Usage: decode_somewhere.py MESH WEIGHTS [PROCESS PROCESSES PORT], MESH such as data=4,tensor=2, WEIGHTS "" or "int8".
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import sys
 
 import jax
 
-if len(sys.argv) > 2:
+if len(sys.argv) > 3:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{sys.argv[4]}", int(sys.argv[3]), int(sys.argv[2]))
+    jax.distributed.initialize(f"localhost:{sys.argv[5]}", int(sys.argv[4]), int(sys.argv[3]))
 
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
@@ -26,7 +26,7 @@ for size in shape.values():
 mesh = make_mesh(shape, jax.devices()[:count])
 params = sharded_params(MODEL, mesh, 0)
 params = jax.jit(lambda p: p | {"embedding": p["embedding"] * 15})(params)
-engine = RolloutEngine(MODEL, mesh, rollout_config(slots=3))
+engine = RolloutEngine(MODEL, mesh, rollout_config(slots=3, weights=sys.argv[2]))
 sampling = Sampling(max_response_tokens=24, stop_ids=(3,))
 rollouts = list(engine.generate(params, random_prompts(8), 2, sampling, 1))
 assert len(rollouts) == 16, len(rollouts)

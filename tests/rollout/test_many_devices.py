@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def start(mesh: str, *process: str, devices: int) -> subprocess.Popen:
+def start(mesh: str, *process: str, devices: int, weights: str = "") -> subprocess.Popen:
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
@@ -23,7 +23,7 @@ def start(mesh: str, *process: str, devices: int) -> subprocess.Popen:
     }
     script = str(ROOT / "tests/rollout/decode_somewhere.py")
     return subprocess.Popen(
-        [sys.executable, script, mesh, *process], env=environment, cwd=ROOT, text=True,
+        [sys.executable, script, mesh, weights, *process], env=environment, cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -35,13 +35,18 @@ def digest(process: subprocess.Popen) -> str:
 
 
 @functools.cache
-def on_one_device() -> str:
-    return digest(start("data=1", devices=1))
+def on_one_device(weights: str = "") -> str:
+    return digest(start("data=1", devices=1, weights=weights))
 
 
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", "fsdp=2,tensor=4"])
 def test_eight_devices(mesh):
     assert digest(start(mesh, devices=8)) == on_one_device()
+
+
+def test_eight_devices_with_weights_in_eight_bits():
+    found = digest(start("data=2,fsdp=2,tensor=2", devices=8, weights="int8"))
+    assert found == on_one_device("int8") != on_one_device()
 
 
 def test_two_processes():
