@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     c.rollout.top_k = 0  # 0: off
     c.rollout.max_response_tokens = 4096
     c.rollout.slots = 256  # sequences decoded at once
+    c.rollout.devices = 0  # the last so many sample the next batch while the others learn, with recorded old_logprobs
     c.rollout.page_size = 64  # tokens
     c.rollout.weights = ""  # "": in the model's dtype; int8 or fp8: projections in 8 bits, and importance weights
     c.rollout.cache_dtype = ""  # "": the model's dtype

@@ -72,7 +72,7 @@ def ours(limits: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> tuple[list[f
     with verifier_pool(config) as pool:
         for _ in range(STEPS.value + 1):
             began = time.perf_counter()
-            state, curriculum, metrics, groups = train_step(
+            state, curriculum, metrics, groups, _ = train_step(
                 state, curriculum, config, problems, prompts, engine, update, pool, tokenizer, sampling
             )
             seconds.append(time.perf_counter() - began)

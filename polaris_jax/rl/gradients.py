@@ -17,7 +17,7 @@ from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer, unembedding
 from polaris_jax.ops.attention import sharded_attention
 from polaris_jax.ops.token_logprobs import token_logprobs
-from polaris_jax.rl.losses import LOSSES, denominator, importance_cap, k3, segment_sums, token_weights
+from polaris_jax.rl.losses import LOSSES, denominator, importance_cap, k3, segment_sums, takes_recorded, token_weights
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.types import PackedBatch
 
@@ -41,7 +41,8 @@ def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Calla
     results are those of `make_gradient`, grads and totals donated.
     """
     logprobs_of = make_logprobs(model, mesh)
-    row_loss = partial(_row_loss, logprobs_of=logprobs_of, algorithm=config.algorithm, cap=importance_cap(config))
+    settings = dict(algorithm=config.algorithm, recorded=takes_recorded(config), cap=importance_cap(config))
+    row_loss = partial(_row_loss, logprobs_of=logprobs_of, **settings)
     shardings, scalar = param_shardings(model, mesh), replicated(mesh)
 
     def accumulate(grads, totals, params, rows, old, reference, temperature, loss_scale):
@@ -73,11 +74,11 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
     return gradient
 
 
-def _row_loss(params, rows, old, reference, temperature, loss_scale, *, logprobs_of, algorithm, cap):
+def _row_loss(params, rows, old, reference, temperature, loss_scale, *, logprobs_of, algorithm, recorded, cap):
     logprobs, entropy = logprobs_of(params, rows, temperature)
     current = jax.lax.stop_gradient(logprobs)
     learnt, on_policy = rows.mask > 0, rows.segment_ids > 0
-    if algorithm.old_logprobs == "recorded":
+    if recorded:
         old = rows.behaviour_logprobs
     old = jnp.where(on_policy, current if old is None else old, rows.behaviour_logprobs)
     loss, below, above = LOSSES[algorithm.loss](logprobs, old, rows, algorithm)

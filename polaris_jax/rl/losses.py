@@ -115,6 +115,11 @@ def importance_cap(config: ConfigDict) -> float:
     return config.algorithm.importance_cap or (QUANTISED_CAP if config.rollout.weights else 0.0)
 
 
+def takes_recorded(config: ConfigDict) -> bool:
+    """Whether ratios are taken to the recorded log-probs: as configured, and where batches are one step old."""
+    return config.algorithm.old_logprobs == "recorded" or config.rollout.devices > 0
+
+
 def denominator(aggregation: str, tokens, sequences, max_response_tokens: int):
     """What the summed loss of the whole batch is divided by, once.
 

@@ -35,9 +35,9 @@ Queue = deque[tuple[list[Response], list[int]]]  # groups: responses to one prom
 class RolloutEngine:
     """Samples responses with the trainer's model.
 
-    model: shape and compute dtype. mesh: the trainer's; every group of `tensor` devices decodes on its own. config: the
-    section `rollout` of configs/base.py. Nothing is compiled or allocated until `generate`. Raises UserError when the
-    weights and the page pool cannot fit on a device.
+    model: shape and compute dtype. mesh: the trainer's, or one of other devices; every group of `tensor` devices
+    decodes on its own. config: the section `rollout` of configs/base.py. Nothing is compiled or allocated until
+    `generate`. Raises UserError when the weights and the page pool cannot fit on a device.
     """
 
     def __init__(self, model: ModelConfig, mesh: Mesh, config: ConfigDict, *, share_prefix: bool = True):

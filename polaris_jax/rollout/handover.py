@@ -51,13 +51,13 @@ class HandOver:
                 return map_kernels(params, partial(quantise, weights=weights), lambda x: x.astype(model.dtype))
             return jax.tree.map(lambda x: x.astype(model.dtype), params)
 
-        self._lanes = lanes
+        self._lanes, self._whole = lanes, param_shardings(model, mesh)
         self.lane_shardings = [shardings(lane) for lane in lanes]
         spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), shardings(mesh))
         self.cast = jax.jit(cast, out_shardings=spread)
 
     def __call__(self, params: Any) -> list[Any]:
-        spread = self.cast(params)
+        spread = self.cast(jax.device_put(params, self._whole))  # from other devices, where training has its own
         return [
             jax.tree.map(partial(_on_lane, devices=set(lane.devices.flat)), spread, shardings)
             for lane, shardings in zip(self._lanes, self.lane_shardings, strict=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
 
 from polaris_jax.data.curriculum import Curriculum
-from polaris_jax.types import Rollout
+from polaris_jax.training.overlap import Sampled
+from polaris_jax.types import Group, Problem, Rollout
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class HostState:
     curriculum: the place in the data and what is known of the problems. stage: index of the present stage.
     stage_start: the step that it began after. temperature: of its rollouts. diversity: of the responses at the start
     of training, which a search for a temperature restores; None where no stage searches. device_seconds: spent so far,
-    summed over devices.
+    summed over devices. ahead: the next step's batch, where it was sampled beside the update of this one.
     """
 
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -29,37 +30,49 @@ class HostState:
     temperature: float = 1.0
     diversity: float | None = None
     device_seconds: float = 0.0
+    ahead: Sampled | None = None
 
 
 def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The host state as json-able values and arrays; `from_saved` gives it back to the bit.
 
-    The arrays hold the solutions one behind the other: tokens int32, prompt and response of each; logprobs float32.
-    They are left out where there are no solutions.
+    The arrays hold rollouts one behind the other, solutions first and then those of the batch ahead: tokens int32,
+    prompt and response of each; logprobs float32. They are left out where there are none.
     """
-    solutions = host.curriculum.solutions
-    saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={})))
-    saved["solutions"] = [
-        [name, r.problem_id, r.sample, r.finish_reason, len(r.prompt_tokens), len(r.tokens)]
-        for name, r in solutions.items()
+    solutions, ahead = host.curriculum.solutions, host.ahead
+    rollouts = [*solutions.values(), *(r for group in (ahead.groups if ahead else ()) for r in group.rollouts)]
+    saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), ahead=None))
+    saved["solutions"] = list(solutions)
+    saved["rollouts"] = [
+        [r.problem_id, r.sample, r.finish_reason, len(r.prompt_tokens), len(r.tokens)] for r in rollouts
     ]
-    if not solutions:
+    if ahead:
+        groups = [[asdict(group.problem), group.rewards.tolist()] for group in ahead.groups]
+        saved["ahead"] = {"groups": groups, "texts": ahead.texts, "metrics": ahead.metrics}
+    if not rollouts:
         return saved, {}
-    tokens = np.concatenate([part for r in solutions.values() for part in (r.prompt_tokens, r.tokens)])
-    logprobs = np.concatenate([r.logprobs for r in solutions.values()])
+    tokens = np.concatenate([part for r in rollouts for part in (r.prompt_tokens, r.tokens)])
+    logprobs = np.concatenate([r.logprobs for r in rollouts])
     return saved, {"tokens": tokens.astype(np.int32), "logprobs": logprobs.astype(np.float32)}
 
 
 def from_saved(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> HostState:
     """The host state of `to_saved`."""
     saved = dict(saved)
-    rows, curriculum = saved.pop("solutions"), saved.pop("curriculum")
-    tokens_end = list(accumulate((row[4] + row[5] for row in rows), initial=0))
-    logprobs_end = list(accumulate((row[5] for row in rows), initial=0))
-    solutions = {}
-    for i, (name, problem_id, sample, finish_reason, prompt, _) in enumerate(rows):
+    names, rows, curriculum = saved.pop("solutions"), saved.pop("rollouts"), saved.pop("curriculum")
+    tokens_end = list(accumulate((row[3] + row[4] for row in rows), initial=0))
+    logprobs_end = list(accumulate((row[4] for row in rows), initial=0))
+    rollouts = []
+    for i, (problem_id, sample, finish_reason, prompt, _) in enumerate(rows):
         tokens = np.asarray(arrays["tokens"][tokens_end[i] : tokens_end[i + 1]])
         logprobs = np.asarray(arrays["logprobs"][logprobs_end[i] : logprobs_end[i + 1]])
-        solutions[name] = Rollout(problem_id, sample, tokens[:prompt], tokens[prompt:], logprobs, finish_reason)
-    curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": solutions}
-    return HostState(**saved, curriculum=Curriculum(**curriculum))
+        rollouts.append(Rollout(problem_id, sample, tokens[:prompt], tokens[prompt:], logprobs, finish_reason))
+    rest = iter(rollouts)
+    curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": {name: next(rest) for name in names}}
+    if ahead := saved.pop("ahead"):
+        groups = []
+        for problem, rewards in ahead["groups"]:
+            problem = Problem(**problem | {"answers": tuple(problem["answers"])})
+            groups.append(Group(problem, tuple(islice(rest, len(rewards))), np.asarray(rewards, np.float32)))
+        ahead = Sampled(**ahead | {"groups": groups})
+    return HostState(**saved, curriculum=Curriculum(**curriculum), ahead=ahead)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,9 @@ from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding import multihost
-from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import any_process, is_writer
 from polaris_jax.sharding.rules import param_shardings
-from polaris_jax.training import kept, not_finite
+from polaris_jax.training import kept, not_finite, overlap
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, group_metrics
@@ -63,7 +63,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     stages = configs.stages(config)
     if any_steps(workdir):
         check_config(config, workdir, allowed=allow_changed, free=(*FREE, "sft", "difficulty"))
-    meshes = [make_mesh(stage.mesh) for _, stage in stages]
+    meshes, samplers = zip(*(overlap.make_meshes(stage) for _, stage in stages), strict=True)
     tokenizer = load_tokenizer(config)
     problems = load_train_problems(config)
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
@@ -74,7 +74,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     if config.training.evaluate_every:
         held_out = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
     model, params = load_model(config, meshes[0], tokenizer)
-    engines = [RolloutEngine(model, mesh, stage.rollout) for mesh, (_, stage) in zip(meshes, stages, strict=True)]
+    engines = [RolloutEngine(model, mesh, stage.rollout) for mesh, (_, stage) in zip(samplers, stages, strict=True)]
     reference = jax.tree.map(jnp.copy, params) if any(stage.algorithm.kl for _, stage in stages) else None
     state = init_state(model, config, meshes[0], params)
     checkpoints = Checkpoints(workdir, config.training)
@@ -113,7 +113,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
             stage_end = host.stage_start + stage.training.steps
             while int(state.step) < stage_end:
                 try:
-                    state, curriculum, metrics, groups = train_step(
+                    state, curriculum, metrics, groups, ahead = train_step(
                         state,
                         host.curriculum,
                         stage,
@@ -126,9 +126,11 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
                         sampling,
                         phase,
                         workdir,
+                        host.ahead,
+                        int(state.step) + 1 < stage_end,
                     )
                 except preemption.Preempted:  # while it sampled: the state is still that before the step
-                    if not checkpoints.has(int(state.step)):
+                    if not stage.rollout.devices and not checkpoints.has(int(state.step)):
                         checkpoints.save(state, host, first=log.sync)
                     raise
                 step = int(state.step)
@@ -136,9 +138,8 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
                     phase("evaluation")
                     metrics |= evaluation_metrics(state, stage, held_out, engine, pool, tokenizer)
                 spent, clock = time.perf_counter() - clock, time.perf_counter()
-                host = replace(
-                    host, curriculum=curriculum, device_seconds=host.device_seconds + spent * mesh.devices.size
-                )
+                spent *= len({*mesh.devices.flat, *engine.mesh.devices.flat})
+                host = replace(host, curriculum=curriculum, ahead=ahead, device_seconds=host.device_seconds + spent)
                 metrics |= {"stage": index, "temperature": host.temperature}
                 metrics |= {"cost/device_hours": host.device_seconds / 3600, "seconds/checkpoint": checkpoints.seconds}
                 log.write(step, metrics)
@@ -181,31 +182,52 @@ def train_step(
     sampling: Sampling,
     phase: Callable[[str], None] = lambda text: None,
     workdir: Path | None = None,
-) -> tuple[TrainState, Curriculum, dict[str, float], list[Group]]:
-    """One step of GRPO. Returns the new state and curriculum, the step's metrics, and its groups.
+    ahead: overlap.Sampled | None = None,
+    more: bool = False,
+) -> tuple[TrainState, Curriculum, dict[str, float], list[Group], overlap.Sampled | None]:
+    """One step of GRPO. Returns the new state and curriculum, the step's metrics and its groups, and the next `ahead`.
 
     workdir: where the step's rollouts are kept for its repetition (`kept.py`), and its batch where the update was
-    skipped (`not_finite.py`).
+    skipped (`not_finite.py`). ahead: the step's batch, where the step before has sampled it; `more`: whether a step of
+    the same stage follows, whose batch this one samples where sampling has devices of its own (`overlap.py`).
     """
     started = time.perf_counter()
-    step = int(state.step)
-    visits, curriculum = draw(curriculum, remaining(curriculum, problems), config.rollout.prompts, config.seed)
-    seed = step_seed(config.seed, step)
-    groups, texts, metrics = sample_groups(
-        engine,
-        state.params,
-        visits,
-        prompts,
-        config.rollout.samples,
-        sampling,
-        seed,
-        pool,
-        tokenizer,
-        phase,
-        workdir and workdir / "rollouts" / f"{step}.{jax.process_index()}",
-    )
-    sampled = time.perf_counter()
+    step, known = int(state.step), remaining(curriculum, problems)
 
+    def sample(params: Any, visits: Sequence[Problem], step: int) -> overlap.Sampled:
+        seed, samples = step_seed(config.seed, step), config.rollout.samples
+        keep_at = workdir and workdir / "rollouts" / f"{step}.{jax.process_index()}"
+        return sample_groups(engine, params, visits, prompts, samples, sampling, seed, pool, tokenizer, phase, keep_at)
+
+    visits, curriculum = draw(curriculum, known, config.rollout.prompts, config.seed)
+    batch = ahead or sample(state.params, visits, step)
+    learn_it = partial(learn, state, curriculum, batch, config, update, sampling, phase, workdir)
+    if more and config.rollout.devices:
+        later, _ = draw(curriculum, known, config.rollout.prompts, config.seed)
+        params = jax.device_put(state.params, param_shardings(engine.model, engine.mesh))  # the update donates its own
+        learnt, ahead = overlap.both(learn_it, partial(sample, params, later, step + 1), engine.stop)
+    else:
+        learnt, ahead = learn_it(), None
+    state, curriculum, metrics = learnt
+    seconds = time.perf_counter() - started
+    metrics |= {"curriculum/problems": len(problems) - len(curriculum.dropped), "seconds/step": seconds}
+    metrics["tokens_per_s"] = sum(len(r.tokens) for g in batch.groups for r in g.rollouts) / seconds
+    return state, curriculum, metrics, batch.groups, ahead
+
+
+def learn(
+    state: TrainState,
+    curriculum: Curriculum,
+    batch: overlap.Sampled,
+    config: ConfigDict,
+    update: Callable,
+    sampling: Sampling,
+    phase: Callable[[str], None] = lambda text: None,
+    workdir: Path | None = None,
+) -> tuple[TrainState, Curriculum, dict[str, float]]:
+    """The second half of a step: the new state and curriculum, and the metrics of the batch and of its update."""
+    started = time.perf_counter()
+    step, (groups, texts, metrics) = int(state.step), batch
     explored = explore(groups, curriculum.solutions, config, step)
     rewards_NG = np.stack([group.rewards for group in explored.groups])
     if buffer := config.algorithm.overlong_buffer:
@@ -231,19 +253,13 @@ def train_step(
 
     metrics = group_metrics(groups, texts) | metrics
     metrics |= {"groups/rescued": explored.rescued, "groups/substituted": explored.substituted}
-    metrics |= {"curriculum/problems": len(problems) - len(curriculum.dropped)}
     metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
-    metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
-    metrics["rollout/not_finite"] = sum(not np.isfinite(r.logprobs).all() for group in groups for r in group.rollouts)
     metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {
         "update/too_few_mixed": float(too_few),
-        "tokens_per_s": sum(len(r.tokens) for g in groups for r in g.rollouts) / (finished - started),
-        "seconds/rollout": sampled - started,
-        "seconds/update": finished - sampled,
-        "seconds/step": finished - started,
+        "seconds/update": finished - started,
     }
-    return state, curriculum, metrics, groups
+    return state, curriculum, metrics
 
 
 def sample_groups(
@@ -258,15 +274,16 @@ def sample_groups(
     tokenizer: PreTrainedTokenizerBase,
     phase: Callable[[str], None] = lambda text: None,
     keep_at: Path | None = None,
-) -> tuple[list[Group], list[list[str]], dict[str, float]]:
-    """Samples `samples` responses a problem and verifies each as soon as it is finished.
+) -> overlap.Sampled:
+    """The first half of a step: samples `samples` responses a problem and verifies each as soon as it is finished.
 
     Of several processes each samples and verifies its share; all return the groups of all.
 
-    Returns the groups in the problems' order, samples in order, the responses' texts likewise, and metrics: the share
-    of each verdict's reason, and the seconds that verdicts were waited for when all was sampled. keep_at: the file of
-    `kept.generate`.
+    Returns the groups in the problems' order, samples in order, the responses' texts likewise, and metrics: the
+    engine's, the share of each verdict's reason, and the seconds that all took and that verdicts were waited for when
+    all was sampled. keep_at: the file of `kept.generate`.
     """
+    started = time.perf_counter()
     by_id = {problem.id: problem for problem in multihost.share(problems)}  # whose responses this process judges
     finished: dict[tuple[str, int], tuple[Rollout, str]] = {}
     verdicts: dict[tuple[str, int], Future[Verdict]] = {}
@@ -291,7 +308,11 @@ def sample_groups(
         groups.append(Group(problem, rollouts, rewards))
         texts.append(list(responses))
     metrics = {f"verdict/{reason}": count / reasons.total() for reason, count in reasons.items()}
-    return groups, texts, metrics | {"seconds/verdicts": time.perf_counter() - sampled}
+    metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
+    metrics["rollout/not_finite"] = sum(not np.isfinite(r.logprobs).all() for group in groups for r in group.rollouts)
+    ended = time.perf_counter()
+    metrics |= {"seconds/rollout": ended - started, "seconds/verdicts": ended - sampled}
+    return overlap.Sampled(groups, texts, metrics)
 
 
 def evaluation_metrics(

@@ -8,7 +8,7 @@ import pytest
 
 from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
-from polaris_jax.rl.losses import QUANTISED_CAP
+from polaris_jax.rl.losses import QUANTISED_CAP, importance_cap
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import make_mesh
 
@@ -93,16 +93,17 @@ def test_the_importance_weight_is_truncated(model, params, sequences, config):
 
 
 def test_quantised_rollouts_are_weighted_with_a_cap_of_two(params, sequences, config):
-    far = [replace(s, behaviour_logprobs=s.behaviour_logprobs - 0.7) for s in sequences]  # weights of 1 to 3
+    """Recorded log-probs far below the trainer's take every weight to the cap."""
+    far = [replace(s, behaviour_logprobs=s.behaviour_logprobs - 9) for s in sequences]
     plain = policy_gradient(params, far, config)
-    config.algorithm.importance_cap = QUANTISED_CAP
-    capped = policy_gradient(params, far, config)
-    config.algorithm.importance_cap, config.rollout.weights = 0.0, "int8"
+    config.rollout.weights = "int8"
     found = policy_gradient(params, far, config)
-    assert relative_error(found[0], capped[0]) == 0
-    assert relative_error(found[0], plain[0]) > 0.1
-    config.algorithm.importance_cap = 1e3
-    assert relative_error(policy_gradient(params, far, config)[0], capped[0]) > 0.01  # the cap was reached
+    assert relative_error(jax.tree.map(lambda g: g / QUANTISED_CAP, found[0]), plain[0]) < 1e-5
+    assert importance_cap(config) == QUANTISED_CAP == 2
+    config.algorithm.importance_cap = 5.0
+    assert importance_cap(config) == 5
+    config.algorithm.loss = "sft"
+    assert importance_cap(config) == 0
 
 
 def test_the_kl_term_pulls_to_the_reference(model, params, sequences, config):

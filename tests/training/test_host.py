@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from polaris_jax.data.curriculum import Curriculum
 from polaris_jax.training.checkpoint import Checkpoints
 from polaris_jax.training.host import HostState, from_saved, to_saved
+from polaris_jax.training.overlap import Sampled
 from polaris_jax.training.state import TrainState
-from polaris_jax.types import Rollout
+from polaris_jax.types import Group, Problem, Rollout
 from tests.conftest import smaller_config
 
 
@@ -34,18 +35,35 @@ curricula = st.builds(
     dropped=st.lists(names, max_size=3).map(tuple),
     solutions=st.dictionaries(names, rollouts, max_size=4),
 )
-hosts = st.builds(
-    HostState, curricula, st.integers(0, 3), st.integers(0, 99), st.floats(0, 2), st.none() | st.floats(0, 1)
+problems = st.builds(Problem, names, names, st.lists(names, max_size=2).map(tuple), names, st.none() | st.just(0.1))
+groups = st.builds(
+    lambda problem, rollouts: Group(problem, tuple(rollouts), np.arange(len(rollouts), dtype=np.float32) / 3),
+    problems,
+    st.lists(rollouts, min_size=1, max_size=2),
 )
+batches = st.builds(
+    Sampled, st.lists(groups, min_size=1, max_size=2), st.lists(st.lists(names)), st.just({"seconds/rollout": 0.1})
+)
+hosts = st.builds(
+    HostState, curricula, st.integers(0, 3), st.integers(0, 99), st.floats(0, 2), st.none() | st.floats(0, 1),
+    st.floats(0, 9), st.none() | batches,
+)  # fmt: skip
 
 
 def assert_equal(left, right):
-    plain = [replace(host, curriculum=replace(host.curriculum, solutions={})) for host in (left, right)]
+    plain = [replace(host, curriculum=replace(host.curriculum, solutions={}), ahead=None) for host in (left, right)]
     assert plain[0] == plain[1]
     ours, theirs = left.curriculum.solutions, right.curriculum.solutions
     assert list(ours) == list(theirs)  # the order says which is dropped first
-    for name in ours:
-        one, other = ours[name], theirs[name]
+    pairs = [(ours[name], theirs[name]) for name in ours]
+    assert (left.ahead is None) == (right.ahead is None)
+    if left.ahead:
+        assert left.ahead[1:] == right.ahead[1:]
+        for one, other in zip(left.ahead.groups, right.ahead.groups, strict=True):
+            assert one.problem == other.problem
+            assert one.rewards.tobytes() == other.rewards.tobytes()
+            pairs += zip(one.rollouts, other.rollouts, strict=True)
+    for one, other in pairs:
         assert (one.problem_id, one.sample, one.finish_reason) == (other.problem_id, other.sample, other.finish_reason)
         for field in ("prompt_tokens", "tokens", "logprobs"):
             assert getattr(one, field).tobytes() == getattr(other, field).tobytes()

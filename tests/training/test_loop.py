@@ -71,6 +71,7 @@ def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
     assert history.plot().axes[0].get_title() == "reward"
 
 
+@pytest.mark.slow
 def test_a_run_samples_with_weights_in_eight_bits_and_measures_what_they_do(run):
     frame = run("run", **{"training.steps": 2, "rollout.weights": "int8"}).frame()
     assert frame["update/sampler_trainer_gap"].between(1e-4, 0.1).all()
