@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow chaos lint format clean
+.PHONY: demo test test-slow chaos lint format gpu-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
@@ -24,6 +24,16 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Without pytest and torch; with JAX's CUDA libraries where there is an NVIDIA driver. ARGS: flags of the script.
+gpu-check: .venv/gpu-check
+	$(BIN)/python experiments/gpu_check.py --workdir=runs/gpu-check $(ARGS)
+
+.venv/gpu-check: setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.$(if $(shell command -v nvidia-smi),[cuda])'
+	touch $@
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -1,0 +1,5 @@
+"""What a machine can do: log-prob differences, speeds, and the longest response that trains."""
+
+from polaris_jax.gpu_check.runner import run
+
+__all__ = ["run"]
