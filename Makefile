@@ -2,16 +2,19 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Compilers for TPUs and GPUs that are not there, for tests and plans. They lie apart, since JAX would complain at each
+# start that their hardware is missing, and come without the libraries that only the hardware needs.
+COMPILERS := .venv/compilers/installed
 
 .PHONY: demo test test-slow chaos lint format gpu-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(COMPILERS)
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) $(COMPILERS)
 	$(BIN)/pytest -m slow
 
 chaos: $(INSTALLED)
@@ -42,4 +45,12 @@ $(INSTALLED): setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[test,notebooks]'
+	touch $@
+
+WANTED := from importlib.metadata import requires, version; v = version("jax"); \
+  print(*(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")), \
+  f"jax-cuda12-plugin=={v}", f"jax-cuda12-pjrt=={v}")
+
+$(COMPILERS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/compilers $$($(BIN)/python -c '$(WANTED)')
 	touch $@

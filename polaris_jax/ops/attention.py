@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from polaris_jax.ops.blockwise_attention import blockwise_attention
+from polaris_jax.ops.cudnn import DTYPES, cudnn_context_attention
+from polaris_jax.ops.splash import splash_attention
 
 DENSE = 768  # rows up to this long keep their scores for the backward pass, longer ones go block by block
 CAUSAL_BLOCKS = 2  # of a dense row: queries of a block see no key of a later block, which saves 3/8 of the work
@@ -43,9 +45,11 @@ def sharded_attention(mesh: Mesh) -> Callable:
     """`packed_attention` on rows laid over `mesh`: B over data and fsdp, heads over tensor, T over context.
 
     Each context shard gathers the keys and values of its whole rows, and keeps its own queries (arXiv 2407.21783,
-    section 3.3.2). Heads are replicated where `tensor` does not divide the kv heads.
+    section 3.3.2). Heads are replicated where `tensor` does not divide the kv heads. On TPUs and GPUs it is a kernel;
+    on GPUs a row must hold one sequence, see `ops/cudnn.py`.
     """
-    if mesh.size == 1:
+    platform = mesh.devices.flat[0].platform
+    if mesh.size == 1 and platform == "cpu":
         return packed_attention
 
     def attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache=None, layer=None):
@@ -53,11 +57,20 @@ def sharded_attention(mesh: Mesh) -> Callable:
         heads = "tensor" if k_BTKd.shape[2] % mesh.shape["tensor"] == 0 else None
         rows, arrays = P(("data", "fsdp"), "context"), P(("data", "fsdp"), "context", heads)
         run = jax.shard_map(
-            _attend_shard, mesh=mesh, in_specs=(arrays, arrays, arrays, rows, rows), out_specs=arrays, check_vma=False
+            SHARDS[platform],
+            mesh=mesh,
+            in_specs=(arrays, arrays, arrays, rows, rows),
+            out_specs=arrays,
+            check_vma=False,
         )
         return run(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT), cache
 
     return attend
+
+
+def alone_in_rows(mesh: Mesh, dtype: str) -> bool:
+    """Whether the kernel of `mesh` for queries of `dtype` knows no segments, so that a row must hold one sequence."""
+    return SHARDS[mesh.devices.flat[0].platform] is _cudnn_shard and dtype in DTYPES
 
 
 def _attend_shard(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT):
@@ -65,6 +78,22 @@ def _attend_shard(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT):
     start = jax.lax.axis_index("context") * q_BTHd.shape[1]
     keys = gather(positions_BT), gather(segment_ids_BT)
     return _attend(q_BTHd, gather(k_BTKd), gather(v_BTKd), (positions_BT, segment_ids_BT), keys, start)
+
+
+def _splash_shard(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT):
+    gather = partial(jax.lax.all_gather, axis_name="context", axis=1, tiled=True)
+    part = jax.lax.axis_index("context") if jax.lax.axis_size("context") > 1 else None
+    segments = segment_ids_BT, gather(segment_ids_BT)
+    return splash_attention(q_BTHd, gather(k_BTKd), gather(v_BTKd), segments, part=part)
+
+
+def _cudnn_shard(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT):
+    if q_BTHd.dtype not in DTYPES:
+        return _attend_shard(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT)
+    return cudnn_context_attention(q_BTHd, k_BTKd, v_BTKd, segment_ids_BT)
+
+
+SHARDS = {"cpu": _attend_shard, "tpu": _splash_shard, "gpu": _cudnn_shard}  # by platform, inside shard_map
 
 
 def _attend(q_BTHd, k_BSKd, v_BSKd, q_tokens, k_tokens, start):

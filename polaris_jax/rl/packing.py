@@ -52,7 +52,9 @@ def from_rollouts(
     return sequences
 
 
-def pack(sequences: Seq[Sequence], updates: ConfigDict) -> tuple[list[PackedBatch], dict[str, float]]:
+def pack(
+    sequences: Seq[Sequence], updates: ConfigDict, *, alone: bool = False
+) -> tuple[list[PackedBatch], dict[str, float]]:
     """Packs by first-fit-decreasing into batches of [rows, row length], and tells how full they are.
 
     updates: that section of the config. `rows`: of a batch; the last of each length may have a quarter, half or
@@ -61,6 +63,7 @@ def pack(sequences: Seq[Sequence], updates: ConfigDict) -> tuple[list[PackedBatc
     row. `minibatches`:
     sequences are dealt in turn to this many parts, and the list returned splits into that many equal runs, one a
     part (made equal with batches of padding, which are neither run nor counted).
+    alone: each sequence has a row of its own, see `ops.attention.alone_in_rows`.
 
     The segment ids of off-policy sequences are negative (`-segment` instead of `segment`); all else is as
     `PackedBatch` says. Returns the batches, all sequences in them whole, and "packing_efficiency": real tokens over
@@ -70,7 +73,7 @@ def pack(sequences: Seq[Sequence], updates: ConfigDict) -> tuple[list[PackedBatc
     parts = []
     for part in range(updates.minibatches):
         batches = []
-        for length, bins in _fill(sequences[part :: updates.minibatches], lengths).items():
+        for length, bins in _fill(sequences[part :: updates.minibatches], lengths, alone).items():
             chunks = [bins[i : i + updates.rows] for i in range(0, len(bins), updates.rows)]
             batches += [_batch(chunk, _row_count(len(chunk), updates.rows), length) for chunk in chunks]
         parts.append(batches)
@@ -86,7 +89,7 @@ def _row_count(needed: int, rows: int) -> int:
     return min(count for quarter in range(1, 5) if (count := rows * quarter // 4) >= needed)
 
 
-def _fill(sequences: Seq[Sequence], lengths: Seq[int]) -> dict[int, list[list[Sequence]]]:
+def _fill(sequences: Seq[Sequence], lengths: Seq[int], alone: bool) -> dict[int, list[list[Sequence]]]:
     """First-fit-decreasing: for each row length the rows, each a list of sequences that fit in it."""
     bins: dict[int, list[list[Sequence]]] = {length: [] for length in lengths}
     free: dict[int, list[int]] = {length: [] for length in lengths}
@@ -106,7 +109,7 @@ def _fill(sequences: Seq[Sequence], lengths: Seq[int]) -> dict[int, list[list[Se
                 break
         else:
             bins[length].append([sequence])
-            free[length].append(length - size)
+            free[length].append(0 if alone else length - size)
     return bins
 
 

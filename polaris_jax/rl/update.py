@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.flops import matmul_peak, update_flops
 from polaris_jax.rl.gradients import divisor, make_gradient, make_logprobs, put_rows
 from polaris_jax.sharding.rules import replicated, rows_sharding
@@ -59,6 +60,7 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     """
     minibatches, epochs = config.updates.minibatches, config.updates.epochs
     gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh)
+    alone = alone_in_rows(mesh, model.dtype)
     logprobs_of = make_logprobs(model, mesh)
     forward = jax.jit(lambda *args: logprobs_of(*args)[0], out_shardings=rows_sharding(mesh))
 
@@ -68,6 +70,8 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
         start = time.perf_counter()
         temperature = np.float32(temperature)
         recorded = all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches)
+        if alone and any(np.abs(batch.segment_ids).max() > 1 for batch in batches):
+            raise ValueError("this mesh's attention kernel needs `pack(..., alone=True)`: a row has several")
         rows = [put_rows(batch, mesh) for batch in batches]
         olds = references = [None] * len(rows)
         if minibatches * epochs > 1:

@@ -48,8 +48,7 @@ class RolloutEngine:
         self._lanes = lane_meshes(mesh)
         self._hand_over = HandOver(self.model, mesh, self._lanes, config.weights)
         self._cache_dtype = config.cache_dtype or model.dtype
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self._programs = Programs(self.model, config.tokens_per_call, roomy=on_cpu)
+        self._programs = Programs(self.model, config.tokens_per_call, mesh.devices.flat[0].platform)
         self._sequence_pages = 0  # of the longest sequence so far
         self._stop = multihost.Notice()
         self._at_work: list[Lane] = []

@@ -48,12 +48,12 @@ class Counters:
 class Programs:
     """The jitted programs, shared by the lanes. traced: how often one was traced, and so compiled, so far."""
 
-    def __init__(self, model: ModelConfig, steps: int, roomy: bool):
-        self.model, self.steps, self.roomy = model, steps, roomy
+    def __init__(self, model: ModelConfig, steps: int, platform: str):
+        self.model, self.steps, self.platform, self.roomy = model, steps, platform, platform == "cpu"
         self.traced = 0
-        self.prefill = jax.jit(self._counted(programs.prefill), static_argnums=0, donate_argnums=2)
+        self.prefill = jax.jit(self._counted(programs.prefill), static_argnums=(0, 1), donate_argnums=3)
         self.copy = jax.jit(self._counted(programs.copy_pages), donate_argnums=0)
-        self.decode = jax.jit(self._counted(programs.decode), static_argnums=(0, 1, 2, 3), donate_argnums=5)
+        self.decode = jax.jit(self._counted(programs.decode), static_argnums=(0, 1, 2, 3, 4), donate_argnums=6)
 
     def _counted(self, function):
         def call(*args):
@@ -159,7 +159,9 @@ class Lane:
                 if end < job.end:
                     starts[job] = end
             self.counters.prefilled += int(count.sum())
-            self._pages = self.run.prefill(self.run.model, self.params, self._pages, tokens, start, count, table, write)
+            self._pages = self.run.prefill(
+                self.run.model, self.run.platform, self.params, self._pages, tokens, start, count, table, write
+            )
 
     def _decode(self, running: list[Scheduled]) -> None:
         R = next(size for size in self._row_buckets if size >= len(running))
@@ -181,8 +183,8 @@ class Lane:
         rows = programs.Rows(tokens, cached, produced, limits, keys, table, write)
         patience = np.int32(len(running) // 16)
         self._pages, decoded = self.run.decode(
-            self.run.model, self._static, self.run.steps, self.run.roomy, self.params, self._pages, rows,
-            *self._numbers, patience,
+            self.run.model, self._static, self.run.steps, self.run.roomy, self.run.platform, self.params, self._pages,
+            rows, *self._numbers, patience,
         )  # fmt: skip
         self._in_flight = running, decoded
 

@@ -15,11 +15,9 @@ from flax import linen as nn
 
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import UNROLLED_LAYERS, Transformer, unembed, unembedding
-from polaris_jax.ops.paged_attention import cached_attention, gather_pages
+from polaris_jax.ops.paged_attention import Pages, cached_attention, gather_pages, paged_attention
 from polaris_jax.rollout.sampling import Drawn, Sampling, next_token
 from polaris_jax.sharding.rules import RULES
-
-Pages = tuple[jax.Array, jax.Array]  # keys and values, [L, P, p, K, d]
 
 
 class Rows(NamedTuple):
@@ -60,7 +58,9 @@ def apply_model(model: ModelConfig, params: Any, attend: Any, tokens_BT, positio
         return Transformer(model, attend).apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache)
 
 
-def prefill(model: ModelConfig, params: Any, pages: Pages, tokens_BT, starts_B, counts_B, table_BW, write_Bn) -> Pages:
+def prefill(
+    model: ModelConfig, platform: str, params: Any, pages: Pages, tokens_BT, starts_B, counts_B, table_BW, write_Bn
+) -> Pages:
     """The pool with keys and values of the chunks: `counts` tokens from position `starts`, after what `table` holds.
 
     starts and T are multiples of the page size; write: int32 [B, T / p], where the chunk's pages go, null for none.
@@ -71,8 +71,8 @@ def prefill(model: ModelConfig, params: Any, pages: Pages, tokens_BT, starts_B, 
 
     def attend(q, k, v, positions, segments, new, layer):
         new = _put(new, k, v, layer, 0)
-        cached = gather_pages(pages[0][layer], pages[1][layer], table_BW)
-        return cached_attention(q, cached, starts_B, (new[0][layer], new[1][layer]), visible_1TT), new
+        fresh = new[0][layer], new[1][layer]
+        return paged_attention(platform, q, pages, layer, table_BW, starts_B, fresh, visible_1TT), new
 
     _, new = apply_model(model, params, attend, tokens_BT, starts_B[:, None] + step_T, _buffers(pages, B, T))
     return tuple(
@@ -87,13 +87,13 @@ def copy_pages(pages: Pages, sources: jax.Array, targets: jax.Array) -> Pages:
 
 
 def decode(
-    model: ModelConfig, sampling: Sampling, steps: int, roomy: bool, params: Any, pages: Pages, rows: Rows,
-    stop_ids: jax.Array, temperature: jax.Array, top_p: jax.Array, prefix: jax.Array, patience: jax.Array,
+    model: ModelConfig, sampling: Sampling, steps: int, roomy: bool, platform: str, params: Any, pages: Pages,
+    rows: Rows, stop_ids: jax.Array, temperature: jax.Array, top_p: jax.Array, prefix: jax.Array, patience: jax.Array,
 ) -> tuple[Pages, Decoded]:  # fmt: skip
     """Up to `steps` tokens for each row; returns early once more than `patience` rows are through in this call.
 
-    roomy: spend memory on speed, for CPUs: what every step reads (the rows' pages, the weights of each layer, the
-    transposed unembedding) is copied into one piece before the first step.
+    platform: whose kernels to run. roomy: spend memory on speed, for CPUs: what every step reads (the rows' pages, the
+    weights of each layer, the transposed unembedding) is copied into one piece before the first step.
     """
     R = rows.tokens.shape[0]
     step_N = jnp.arange(steps)
@@ -112,8 +112,7 @@ def decode(
                 return jax.lax.switch(
                     layer, [lambda q, new, f=f: f(q, new=new, visible_BTN=visible_1TN) for f in branches], q, fresh
                 ), new
-            old = gather_pages(pages[0][layer], pages[1][layer], rows.table)
-            return cached_attention(q, old, rows.cached, fresh, visible_1TN), new
+            return paged_attention(platform, q, pages, layer, rows.table, rows.cached, fresh, visible_1TN), new
 
         hidden, new = apply_model(model, params, attend, tokens_R[:, None], (rows.cached + step)[:, None], new)
         return unembed(hidden[:, 0], scorer_VD), new

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from polaris_jax.training.optimizer import init_opt_state
 from polaris_jax.training.state import TrainState, state_shardings
 from polaris_jax.types import PackedBatch
 
+CUDNN = 91_000  # version, as cuDNN counts; see HOPPER
 GPUS = {  # name -> device memory in bytes, memory bandwidth in bytes/s; all else is that of any Hopper SXM card
     "h100": (85_899_345_920, 3_352_000_000_000),
     "h200": (151_397_597_184, 4_800_000_000_000),
@@ -57,6 +60,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     """
     kind, _, shape = topology.partition(":")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # of the metadata server, which only a TPU machine has
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile at a time
     try:
         if kind in GPUS:
             memory, bandwidth = GPUS[kind]
@@ -77,7 +81,15 @@ def lower_all(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, j
     "hand_over"; and for one copy of the sampler "prefill", "copy" and "decode". mesh: the trainer's, from
     `make_mesh(config.mesh, topology_devices(...))` or of devices that exist.
     """
-    return lower_training(model, config, mesh) | lower_sampling(model, config, mesh)
+    with cudnn_of(mesh):
+        return lower_training(model, config, mesh) | lower_sampling(model, config, mesh)
+
+
+def cudnn_of(mesh: Mesh) -> AbstractContextManager:
+    """Makes JAX, which asks this machine's cuDNN for its version while it traces, take the target's as given."""
+    if mesh.devices.flat[0].platform != "gpu" or jax.default_backend() == "gpu":
+        return nullcontext()
+    return mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", return_value=CUDNN)
 
 
 def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
@@ -116,7 +128,7 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     pool, sharding = lanes.pool_layout(model, mesh_of_lane, pool_pages(model, mesh, c, longest), c.page_size)
     pages = (jax.ShapeDtypeStruct(pool, c.cache_dtype or model.dtype, sharding=sharding),) * 2
     cast = jax.tree.map(_laid, hand_over.cast.eval_shape(trained), hand_over.lane_shardings[0])
-    run = lanes.Programs(model, c.tokens_per_call, roomy=mesh.devices.flat[0].platform == "cpu")
+    run = lanes.Programs(model, c.tokens_per_call, mesh.devices.flat[0].platform)
     sampling = lanes.static_sampling(Sampling(c.temperature, c.top_p, c.top_k, c.max_response_tokens))
 
     chunk = -(-lanes.PREFILL_CHUNKS[-1] // c.page_size) * c.page_size
@@ -127,10 +139,12 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     numbers = _int(1), jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32), _int(0), _int()
     with jax.set_mesh(mesh_of_lane):
         tables = _int(B, longest), _int(B, chunk // c.page_size)
-        lowered["prefill"] = run.prefill.lower(model, cast, pages, _int(B, chunk), _int(B), _int(B), *tables)
+        lowered["prefill"] = run.prefill.lower(
+            model, run.platform, cast, pages, _int(B, chunk), _int(B), _int(B), *tables
+        )
         lowered["copy"] = run.copy.lower(pages, _int(lanes.COPIES), _int(lanes.COPIES))
         lowered["decode"] = run.decode.lower(
-            model, sampling, c.tokens_per_call, run.roomy, cast, pages, rows, *numbers
+            model, sampling, c.tokens_per_call, run.roomy, run.platform, cast, pages, rows, *numbers
         )  # fmt: skip
     return lowered
 

@@ -28,6 +28,7 @@ from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate, response_text
 from polaris_jax.evaluation.job import load_benchmarks, make_sampling, verifier_pool
 from polaris_jax.hf import stop_ids
+from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rewards import Verdict, VerifierPool
 from polaris_jax.rl.advantages import ADVANTAGES, soft_overlong_punishment
 from polaris_jax.rl.exploration import explore, remember
@@ -234,7 +235,8 @@ def learn(
         lengths_NG = np.asarray([[len(rollout.tokens) for rollout in group.rollouts] for group in explored.groups])
         rewards_NG = rewards_NG + soft_overlong_punishment(lengths_NG, sampling.max_response_tokens, buffer)
     advantages_NG = ADVANTAGES[config.algorithm.advantage](rewards_NG)
-    batches, packing = pack(from_rollouts(explored.groups, advantages_NG, explored.off_policy), config.updates)
+    sequences = from_rollouts(explored.groups, advantages_NG, explored.off_policy)
+    batches, packing = pack(sequences, config.updates, alone=alone_in_rows(engine.mesh, config.model.dtype))
     least = config.algorithm.min_mixed
     too_few = least > 0 and explored.mixed / len(groups) <= least
     if too_few:

@@ -12,6 +12,7 @@ from polaris_jax import preemption, supervision
 from polaris_jax.data.curriculum import draw
 from polaris_jax.data.prompts import tokenize_conversations
 from polaris_jax.errors import UserError
+from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.sharding.mesh import make_mesh
@@ -61,7 +62,7 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
     write_config(given, workdir)
     place = host.curriculum
 
-    update = make_update(model, config, mesh)
+    update, alone = make_update(model, config, mesh), alone_in_rows(mesh, model.dtype)
     steps, start = config.training.steps, int(state.step)
     with (
         supervision.supervised(config, workdir),
@@ -71,7 +72,7 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
             batch, place = draw(place, conversations, batch_size, config.seed, shuffle=config.sft.shuffle)
-            batches, packing = pack([Sequence(tokens, mask) for tokens, mask in batch], config.updates)
+            batches, packing = pack([Sequence(tokens, mask) for tokens, mask in batch], config.updates, alone=alone)
             state, metrics = update(state, batches, 1.0)
             seconds = time.perf_counter() - began
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}

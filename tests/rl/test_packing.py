@@ -60,6 +60,15 @@ def test_every_sequence_is_packed_whole_and_once(lengths, rows, minibatches, see
     assert metrics["packing_efficiency"] == pytest.approx(sum(n - 1 for n in lengths) / slots)
 
 
+def test_alone_each_sequence_has_a_row_of_its_own():
+    sequences = random_sequences([5, 30, 9, 2, 49, 17, 18], np.random.default_rng(0))
+    batches, _ = pack(sequences, updates(), alone=True)
+    assert unpack(batches) == expected(sequences)
+    rows = [row for batch in batches for row in batch.segment_ids if row.any()]
+    assert len(rows) == len(sequences)
+    assert sum(len(row) == 16 for row in rows) == 4
+
+
 def test_minibatches_deal_sequences_in_turn():
     sequences = random_sequences([30, 5, 40, 6, 20, 7], np.random.default_rng(0))
     batches, _ = pack(sequences, updates(minibatches=2))

@@ -90,6 +90,14 @@ def test_half_precision_follows_float32(dtype, start, model, config, sequences):
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
+def test_packed_rows_are_refused_where_the_kernel_knows_no_segments(start, config, sequences, monkeypatch):
+    monkeypatch.setattr("polaris_jax.rl.update.alone_in_rows", lambda mesh, dtype: True)
+    update, state = start()
+    batches, _ = pack(sequences, config.updates)
+    with pytest.raises(ValueError, match=r"pack\(..., alone=True\)"):
+        update(state, batches, 1.0)
+
+
 def test_a_batch_with_nothing_to_learn_is_refused(start, config, sequences):
     update, state = start()
     batches, _ = pack(sequences, config.updates)

@@ -1,0 +1,77 @@
+"""Run by test_ahead.py, where the compilers are importable: compiles for devices that are not there, prints JSON.
+
+compile_ahead.py functions TOPOLOGY     the tiny model's device functions, of four devices
+compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
+compile_ahead.py stages TOPOLOGY GIB    4B's device functions in each stage, with so large a page pool
+
+For each function: how often it calls which kernels, and the bytes of its arguments and temporaries on one device.
+"""
+
+import json
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from polaris_jax import config as configs
+from polaris_jax.models.presets import PRESETS
+from polaris_jax.ops.attention import sharded_attention
+from polaris_jax.ops.paged_attention import paged_attention
+from polaris_jax.sharding.ahead import cudnn_of, lower_all, topology_devices
+from polaris_jax.sharding.mesh import make_mesh
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "__cudnn$fmhaSoftmax")
+
+
+def measured(lowered):
+    compiled = lowered.compile()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    calls = Counter({kernel: text.count(f'custom_call_target="{kernel}') for kernel in KERNELS})
+    return {"calls": +calls, "arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes}
+
+
+def functions(topology):
+    """Each device function of the tiny model. Eight slots, so that it compiles fast; cuDNN has no float32."""
+    config = configs.load(CONFIGS / "tiny.py", {"model.dtype": "bfloat16", "rollout.slots": 8, "updates.rows": 4})
+    mesh = make_mesh({"fsdp": 2, "tensor": 2}, topology_devices(topology)[:4])
+    return lower_all(PRESETS["tiny"].replace(dtype="bfloat16"), config, mesh)
+
+
+def kernels(topology):
+    """Those of the update and of decoding, with 4B's heads."""
+    mesh = make_mesh({}, topology_devices(topology)[:1])
+    here = jax.NamedSharding(mesh, jax.P())
+    array = partial(jax.ShapeDtypeStruct, sharding=here)
+    numbers = array((2, 1024), jnp.int32)
+    q, k = (array((2, 1024, heads, 128), jnp.bfloat16) for heads in (32, 8))
+    value = lambda *x: jnp.sum(sharded_attention(mesh)(*x)[0].astype(jnp.float32))  # noqa: E731
+    pool, new = array((3, 50, 64, 8, 128), jnp.bfloat16), array((2, 8, 128, 16), jnp.bfloat16)
+    rest = array((2, 24), jnp.int32), array((2,), jnp.int32), (new, array((2, 8, 16, 128), jnp.bfloat16))
+    platform = mesh.devices.flat[0].platform
+    with cudnn_of(mesh), jax.set_mesh(mesh):
+        return {
+            "training": jax.jit(jax.grad(value, argnums=(0, 1, 2))).lower(q, k, k, numbers, numbers),
+            "decoding": jax.jit(partial(paged_attention, platform)).lower(
+                array((2, 1, 32, 128), jnp.bfloat16), (pool, pool), array((), jnp.int32), *rest, array((1, 1, 16), bool)
+            ),
+        }
+
+
+def stages(topology, cache_gib):
+    """Each device function of the 4B in each stage, over all devices."""
+    config = configs.load(CONFIGS / "polaris_4b.py", {"rollout.cache_gib": float(cache_gib)})
+    lowered = {}
+    for name, stage in configs.stages(config):
+        model = PRESETS["qwen3-4b"].replace(dtype=stage.model.dtype, remat=stage.model.remat)
+        mesh = make_mesh(stage.mesh, topology_devices(topology))
+        lowered |= {f"{name}/{key}": value for key, value in lower_all(model, stage, mesh).items()}
+    return lowered
+
+
+if __name__ == "__main__":
+    what = {"functions": functions, "kernels": kernels, "stages": stages}[sys.argv[1]]
+    print(json.dumps({name: measured(lowered) for name, lowered in what(*sys.argv[2:]).items()}))

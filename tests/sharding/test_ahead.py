@@ -1,0 +1,68 @@
+"""Compiling for TPUs and GPUs that are not there; `make test` installs the compilers into .venv/compilers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPILERS = Path(sys.prefix) / "compilers"
+CUDNN, TRITON = "__cudnn$fmhaSoftmax", "__gpu$xla.gpu.triton"
+
+
+def compiled(*arguments):
+    """What compile_ahead.py prints, in a process of its own: a compiler stays loaded until its process ends."""
+    if not (COMPILERS / "installed").exists():
+        pytest.skip("no compilers for TPUs and GPUs; `make .venv/compilers/installed`")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{COMPILERS}"}
+    script = [sys.executable, str(ROOT / "tests/sharding/compile_ahead.py"), *arguments]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("topology", ["v6e:2x2", "h100:4"])
+def test_every_device_function_of_the_tiny_model_compiles_with_its_kernels(topology):
+    found = compiled("functions", topology)
+    calls = {name: set(function["calls"]) for name, function in found.items()}
+    tpu = topology.startswith("v")
+    assert calls == {
+        "accumulate/256": {"tpu_custom_call" if tpu else CUDNN},
+        "apply": set(),
+        "hand_over": set(),
+        "prefill": {"tpu_custom_call" if tpu else CUDNN},
+        "copy": set(),
+        "decode": {"tpu_custom_call" if tpu else TRITON},
+    }
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "h100:1"])
+def test_kernels_compile_at_the_heads_of_the_4b(topology):
+    found = compiled("kernels", topology)
+    if topology.startswith("v"):  # forward, and backward for the queries and for the keys
+        assert found["training"]["calls"] == {"tpu_custom_call": 3}
+        assert found["decoding"]["calls"] == {"tpu_custom_call": 1}
+    else:
+        assert found["training"]["calls"] == {CUDNN: 2}
+        assert found["decoding"]["calls"] == {TRITON: 1}
+    pool = found["decoding"]["arguments"]
+    assert found["decoding"]["temporary"] < pool / 20, "the pages are read where they lie"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "memory", "cache"), [("v5p:4x4x2", 95, 30), ("v6e:8x8", 31, 12), ("h100:8", 72, 30)]
+)
+def test_every_stage_of_the_4b_fits_its_devices(topology, memory, cache):
+    """memory: GiB that a program can have of a device; on H100 what is left of 80 GB beside CUDA's own."""
+    found = compiled("stages", topology, str(cache))
+    assert {name.split("/")[0] for name in found} == {"40k", "48k", "52k"}
+    for name, function in found.items():
+        stage, called = name.split("/")[:2]
+        need = function["arguments"] + function["temporary"]
+        if called in ("prefill", "copy", "decode"):  # beside parameters and moments, which are 3 of apply's 4 trees
+            need += 3 / 4 * found[f"{stage}/apply"]["arguments"]
+        assert need / 2**30 < memory, f"{name} needs {need / 2**30:.1f} GiB"
