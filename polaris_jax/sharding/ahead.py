@@ -1,6 +1,6 @@
 """Every device function of a run, lowered for devices that need not be there, so that compiling it tells what it needs.
 
-TPUs need the package libtpu, GPUs the packages jax-cuda12-plugin and jax-cuda12-pjrt; neither needs the hardware.
+`make .venv/compilers/installed` installs the compilers, beside the other packages; see `topology_devices`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from polaris_jax.training.optimizer import init_opt_state
 from polaris_jax.training.state import TrainState, state_shardings
 from polaris_jax.types import PackedBatch
 
+GPUS_OF_A_HOST = 8
 CUDNN = 91_000  # version, as cuDNN counts; see HOPPER
 GPUS = {  # name -> device memory in bytes, memory bandwidth in bytes/s; all else is that of any Hopper SXM card
     "h100": (85_899_345_920, 3_352_000_000_000),
@@ -65,12 +66,16 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         if kind in GPUS:
             memory, bandwidth = GPUS[kind]
             target = HOPPER.format(name=kind, memory=memory, bandwidth=bandwidth)
-            described = topologies.get_topology_desc(kind, "cuda", target_config=target, topology=f"1x1x{int(shape)}")
+            hosts = max(int(shape) // GPUS_OF_A_HOST, 1)
+            shape = f"1x{hosts}x{int(shape) // hosts}"
+            described = topologies.get_topology_desc(kind, "cuda", target_config=target, topology=shape)
         else:
             described = topologies.get_topology_desc(topology, "tpu")
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        package = "jax-cuda12-plugin and jax-cuda12-pjrt" if kind in GPUS else "libtpu"
-        raise UserError(f"topology {topology!r}: unknown, or {package} is not installed ({error})") from error
+        raise UserError(
+            f"topology {topology!r}: unknown, or its compiler is not found; `make .venv/compilers/installed`, then set "
+            f"PYTHONPATH=.venv/compilers JAX_PLATFORMS=cpu ({str(error).splitlines()[0]})"
+        ) from error
     return described.devices
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from polaris_jax.errors import UserError
+from polaris_jax.sharding.ahead import topology_devices
+
 ROOT = Path(__file__).parents[2]
 COMPILERS = Path(sys.prefix) / "compilers"
 CUDNN, TRITON = "__cudnn$fmhaSoftmax", "__gpu$xla.gpu.triton"
@@ -22,6 +25,12 @@ def compiled(*arguments):
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "h100:many"])
+def test_an_unknown_topology_is_refused_in_words(topology):
+    with pytest.raises(UserError, match=rf"topology '{topology}': unknown, or its compiler is not found"):
+        topology_devices(topology)
 
 
 @pytest.mark.parametrize("topology", ["v6e:2x2", "h100:4"])
