@@ -236,7 +236,8 @@ def learn(
         rewards_NG = rewards_NG + soft_overlong_punishment(lengths_NG, sampling.max_response_tokens, buffer)
     advantages_NG = ADVANTAGES[config.algorithm.advantage](rewards_NG)
     sequences = from_rollouts(explored.groups, advantages_NG, explored.off_policy)
-    batches, packing = pack(sequences, config.updates, alone=alone_in_rows(engine.mesh, config.model.dtype))
+    mesh = jax.tree.leaves(state.params)[0].sharding.mesh
+    batches, packing = pack(sequences, config.updates, alone=alone_in_rows(mesh, config.model.dtype))
     least = config.algorithm.min_mixed
     too_few = least > 0 and explored.mixed / len(groups) <= least
     if too_few:
