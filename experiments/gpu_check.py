@@ -1,4 +1,4 @@
-"""What this machine can do: log-prob differences, speeds, the longest response that trains.
+"""What this machine can do: kernels, log-prob differences, speeds, the longest response that trains.
 
     python experiments/gpu_check.py --workdir=runs/gpu-check [--budget_s=540]
 

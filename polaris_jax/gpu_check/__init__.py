@@ -1,4 +1,4 @@
-"""What a machine can do: log-prob differences, speeds, and the longest response that trains."""
+"""What a machine can do: kernels against their references, speeds, and the longest response that trains."""
 
 from polaris_jax.gpu_check.runner import run
 

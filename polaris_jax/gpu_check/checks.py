@@ -14,6 +14,7 @@ from polaris_jax.data.curriculum import Curriculum
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.job import make_sampling, verifier_pool
+from polaris_jax.gpu_check import kernels
 from polaris_jax.gpu_check.sizes import SIZES, Size
 from polaris_jax.rl.flops import matmul_peak
 from polaris_jax.rl.gradients import make_logprobs, put_rows
@@ -54,6 +55,11 @@ def speed(size: Size, _: str) -> Found:
         times.append(time.perf_counter() - began)
     values = {f"{dtype}_tflops": matmul_peak(dtype) / 1e12 for dtype in ("bfloat16", "float16", "float32")}
     return True, values | {"copy_gb_per_s": 2 * x.nbytes / min(times) / 1e9}
+
+
+def kernel(size: Size, name: str) -> Found:
+    """A kernel against the portable version."""
+    return kernels.compare(name, size.heads, size.kernel_tokens)
 
 
 def gap(size: Size, dtype: str) -> Found:
@@ -140,7 +146,7 @@ def step(size: Size, _: str) -> Found:
 
 
 CHECKS = {
-    "machine": machine, "speed": speed, "gap": gap, "rollout": rollout, "update": update,
+    "machine": machine, "speed": speed, "kernel": kernel, "gap": gap, "rollout": rollout, "update": update,
     "step": step, "longest": longest,
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.records import Journal
+from polaris_jax.gpu_check import kernels
 from polaris_jax.gpu_check.sizes import SIZES, Size
 
 MEMORY_SHARE = "0.94"  # of the device that XLA may use; its default is 0.75
@@ -65,7 +66,7 @@ def run(workdir: str | Path, size: str = "", budget_s: float = 0.0, announce: Ca
         raise UserError(f"--budget_s: a check of size {size} may take {limit_s:.0f} s, found {budget_s:g}")
     with Journal(workdir / "results.jsonl", {"size": size} | machine, Result) as journal:
         results = journal.records
-        while name := next_check(SIZES[size], {r.check: r.status for r in results}):
+        while name := next_check(SIZES[size], machine["platform"], {r.check: r.status for r in results}):
             if budget_s and time.monotonic() - began + limit_s > budget_s:
                 break
             result = start(name, size, workdir)
@@ -94,9 +95,9 @@ def start(check: str, size: str, workdir: Path) -> Result:
     return Result(check=check, seconds=round(time.monotonic() - began, 1), **found)
 
 
-def next_check(size: Size, done: Mapping[str, str]) -> str | None:
+def next_check(size: Size, platform: str, done: Mapping[str, str]) -> str | None:
     """The first check that is not in `done` (name -> status), or None."""
-    names = ["speed", "gap/bfloat16", "gap/float16"]
+    names = ["speed", *(f"kernel/{name}" for name in kernels.names(platform)), "gap/bfloat16", "gap/float16"]
     names += [f"rollout/{context}x{slots}" for context, slots in size.rollouts]
     names += [f"update/{length}" for length in size.updates] + ["step"]
     if missing := [name for name in names if name not in done]:

@@ -7,6 +7,7 @@ axis, which on a CPU is several times faster than [B, S, K, d].
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +29,19 @@ def paged_attention(
     lengths_B: jax.Array,
     new: tuple[jax.Array, jax.Array],
     visible_BTN: jax.Array,
+    **options: Any,
 ) -> jax.Array:
     """`cached_attention` over a layer's pages, by the platform's kernel where it has one.
 
     table: int32 [B, W], the rows' pages. Several queries (T = N > 1) see the new tokens up to their own, as `visible`
-    must say. Kernels run on each device's own heads, on the mesh in whose context this is traced.
+    must say. Kernels run on each device's own heads, on the mesh in whose context this is traced. options: of the
+    kernel, such as interpret=True.
     """
     several = q_BTHd.shape[1] > 1
     if platform == "cpu" or (platform == "gpu" and several and q_BTHd.dtype not in DTYPES):
         cached = gather_pages(pages[0][layer], pages[1][layer], table_BW)
         return cached_attention(q_BTHd, cached, lengths_B, new, visible_BTN)
-    run = partial(_prefill if several else _decode, platform)
+    run = partial(_prefill if several else _decode, platform, **options)
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     if tensor > 1:
         heads = "tensor" if pages[0].shape[3] % tensor == 0 else None

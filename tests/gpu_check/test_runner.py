@@ -100,12 +100,27 @@ def test_too_little_memory_is_a_finding_and_other_errors_are_not(monkeypatch):
 
 
 def test_a_check_that_breaks_or_does_not_end_is_an_error(tmp_path, monkeypatch):
-    broken = runner.start("update/none", "tiny", tmp_path)
+    broken = runner.start("kernel/none", "tiny", tmp_path)
     assert broken.status == "error"
-    assert "ValueError" in (tmp_path / "logs" / "update-none.txt").read_text()
+    assert "KeyError" in (tmp_path / "logs" / "kernel-none.txt").read_text()
     assert failed(Outcome(CPU, "tiny", [broken], True)) == [broken]
     monkeypatch.setattr(runner, "SIZES", {"tiny": replace(TINY, limit_s=0.2)})
     assert runner.start("speed", "tiny", tmp_path).note == "not done after 0 s"
+
+
+@pytest.mark.parametrize(
+    ("check", "status", "wrong"),
+    [
+        ("kernel/gpu-decode", "ok", False),
+        ("kernel/gpu-decode", "failed", True),
+        ("kernel/gpu-decode", "does not fit", True),
+        ("rollout/32768x128", "does not fit", False),
+        ("step", "error", True),
+    ],
+)
+def test_what_does_not_fit_is_a_failure_of_kernels_alone(check, status, wrong):
+    result = Result(check, status, 1.0, {}, "")
+    assert failed(Outcome(CPU, "4b", [result], True)) == [result] * wrong
 
 
 @pytest.mark.slow
