@@ -24,7 +24,7 @@ from polaris_jax.sharding.ahead import cudnn_of, lower_all, topology_devices
 from polaris_jax.sharding.mesh import make_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "__cudnn$fmhaSoftmax")
+KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "__cudnn$fmha")
 
 
 def measured(lowered):

@@ -13,7 +13,7 @@ from polaris_jax.sharding.ahead import topology_devices
 
 ROOT = Path(__file__).parents[2]
 COMPILERS = Path(sys.prefix) / "compilers"
-CUDNN, TRITON = "__cudnn$fmhaSoftmax", "__gpu$xla.gpu.triton"
+CUDNN, TRITON = "__cudnn$fmha", "__gpu$xla.gpu.triton"
 
 
 def compiled(*arguments):
