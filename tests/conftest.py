@@ -95,6 +95,8 @@ class Outcome(NamedTuple):
 
 
 _stopping = False
+app.define_help_flags()
+EVERY_SCRIPTS_FLAGS = set(flags.FLAGS)
 
 
 def _stop_at_first_compile(event, duration, **_):
@@ -108,9 +110,11 @@ jax.monitoring.register_event_duration_secs_listener(_stop_at_first_compile)
 def run_script(name, *args):
     """Runs experiments/NAME.py in this process until it ends or is about to compile something. Returns an Outcome."""
     global _stopping
-    app.define_help_flags()
-    known, cache, argv = set(flags.FLAGS), jax.config.jax_compilation_cache_dir, sys.argv
-    code = None
+    cache, argv, code = jax.config.jax_compilation_cache_dir, sys.argv, None
+    # Scripts that the tests import have flags too, and names of them may be this script's as well.
+    others = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - EVERY_SCRIPTS_FLAGS}
+    for flag in others:
+        delattr(flags.FLAGS, flag)
     sys.argv = [name, *map(str, args)]
     _stopping = True
     try:
@@ -123,8 +127,10 @@ def run_script(name, *args):
     finally:
         _stopping, sys.argv = False, argv
         jax.config.update("jax_compilation_cache_dir", cache)
-        for flag in set(flags.FLAGS) - known:
+        for flag in set(flags.FLAGS) - EVERY_SCRIPTS_FLAGS:
             delattr(flags.FLAGS, flag)
+        for flag, definition in others.items():
+            flags.FLAGS[flag] = definition
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

@@ -147,7 +147,7 @@ class MetricsLogger:
         self.rows = self._metrics.rows
         if len(self.rows) != start:
             logging.warning("%s/metrics.jsonl: holds %d of the %d steps before", workdir, len(self.rows), start)
-        self._full, self._tensorboard = False, None
+        self._full, self._tensorboard, self._drawn = False, None, 0
         self._write_tensorboard()
         self._console = Console(quiet=not multihost.is_writer())
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
@@ -211,19 +211,19 @@ class MetricsLogger:
             self._full = True
 
     def _write_tensorboard(self) -> None:
-        """Adds the newest row; at first, and after a full disk, writes all rows anew: its files can end before
+        """Adds the rows that it lacks; at first, and after a failure, writes all rows anew: its files can end before
         metrics.jsonl or hold steps that are done again."""
         if self._full or not multihost.is_writer():
             return
-        rows = self.rows[-1:]
         try:
             if self._tensorboard is None:
                 shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
-                self._tensorboard, rows = Writer(str(self._workdir / "tensorboard")), self.rows
-            for row in rows:
+                self._tensorboard, self._drawn = Writer(str(self._workdir / "tensorboard")), 0
+            for row in self.rows[self._drawn :]:
                 for name, value in row.items():
                     if name != "step":
                         self._tensorboard.add_scalar(name, value, step=row["step"])
+            self._drawn = len(self.rows)
         except OSError as error:
             logging.warning("%s/tensorboard: cannot be written: %s", self._workdir, error.strerror)
             self._tensorboard = None

@@ -158,6 +158,7 @@ def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch
     """SIGINT in the middle of a device call takes effect after its finished rollouts were yielded."""
     seen, reports, calls = [], [], []
     start = engine._programs.decode
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
 
     def interrupted(*args):
         calls.append(0)
@@ -170,11 +171,14 @@ def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch
             seen.append(rollout)
 
     monkeypatch.setattr(engine._programs, "decode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        collect()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            collect()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(calls) == 3
     assert len(seen) == reports[-1].finished == engine.metrics["finished"] < 12
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_stop_ends_after_the_present_call(engine, params):
