@@ -11,8 +11,9 @@ COMPILERS := .venv/compilers/installed
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
 
+# Most of its time is compilation, which takes half as long without LLVM's optimisations; test-slow has them.
 test: $(INSTALLED) $(COMPILERS)
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED) $(COMPILERS)
 	$(BIN)/pytest -m slow

@@ -47,8 +47,7 @@ def sweep(
     directories = [workdir / config_hash(run) for run in runs]
     cache = jax.config.jax_compilation_cache_dir or str(workdir / "compilation_cache")
     if processes == 1:
-        if not jax.config.jax_compilation_cache_dir:
-            enable_compilation_cache(cache)
+        enable_compilation_cache(cache)
         frames = list(map(cached_run, runs, directories))
     else:
         spawn = multiprocessing.get_context("spawn")

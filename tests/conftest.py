@@ -1,5 +1,6 @@
 """What all tests share: compiled programs are kept for the session, and a tiny config."""
 
+import os
 import runpy
 import sys
 from concurrent.futures import Future
@@ -20,9 +21,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Programs that several tests compile are compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+def compilation_cache(tmp_path_factory, worker_id):
+    """Programs that several tests compile are compiled once, by whichever process of pytest or a test is the first."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base if worker_id == "master" else base.parent) / "compiled"
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -35,24 +35,20 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
 
 
 def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
-    """The jitted `accumulate(grads, totals, params, rows, old, reference, temperature, loss_scale)`.
+    """The jitted `accumulate(grads, params, rows, old, reference, temperature, loss_scale) -> (grads, totals)`.
 
-    Returns grads and totals with one more `PackedBatch` in them; None for both stands for "none yet". Arguments and
-    results are those of `make_gradient`, grads and totals donated.
+    Adds the gradient of one more `PackedBatch` to grads, which are donated; totals are those of that batch alone.
+    Arguments and results are those of `make_gradient`.
     """
     logprobs_of = make_logprobs(model, mesh)
     settings = dict(algorithm=config.algorithm, recorded=takes_recorded(config), cap=importance_cap(config))
     row_loss = partial(_row_loss, logprobs_of=logprobs_of, **settings)
-    shardings, scalar = param_shardings(model, mesh), replicated(mesh)
 
-    def accumulate(grads, totals, params, rows, old, reference, temperature, loss_scale):
-        new, stats = jax.grad(row_loss, has_aux=True)(params, rows, old, reference, temperature, loss_scale)
-        if grads is None:
-            return new, stats
-        grads = jax.tree.map(jnp.add, grads, new)
-        return grads, (jax.tree.map(jnp.add, totals[0], stats[0]), jax.tree.map(jnp.maximum, totals[1], stats[1]))
+    def accumulate(grads, params, rows, old, reference, temperature, loss_scale):
+        new, totals = jax.grad(row_loss, has_aux=True)(params, rows, old, reference, temperature, loss_scale)
+        return jax.tree.map(jnp.add, grads, new), totals
 
-    return jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, scalar))
+    return jax.jit(accumulate, donate_argnums=0, out_shardings=(param_shardings(model, mesh), replicated(mesh)))
 
 
 def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
@@ -63,15 +59,22 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
     the loss before the backward pass. grads: of the summed loss, float32, sharded as the parameters. totals: (sums,
     extremes), dicts of scalars; `divisor` tells what to divide grads and the summed loss by.
     """
-    accumulate = make_accumulate(model, config, mesh)
+    accumulate, merge = make_accumulate(model, config, mesh), jax.jit(_merge, out_shardings=replicated(mesh))
+    zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
 
     def gradient(params, rows, olds, references, temperature, loss_scale):
-        grads = totals = None
+        grads, totals = zeros(params), None
         for batch, old, reference in zip(rows, olds, references, strict=True):
-            grads, totals = accumulate(grads, totals, params, batch, old, reference, temperature, loss_scale)
+            grads, new = accumulate(grads, params, batch, old, reference, temperature, loss_scale)
+            totals = new if totals is None else merge(totals, new)
         return grads, totals
 
     return gradient
+
+
+def _merge(a: tuple[dict, dict], b: tuple[dict, dict]) -> tuple[dict, dict]:
+    """(sums, extremes) of two batches together."""
+    return jax.tree.map(jnp.add, a[0], b[0]), jax.tree.map(jnp.maximum, a[1], b[1])
 
 
 def _row_loss(params, rows, old, reference, temperature, loss_scale, *, logprobs_of, algorithm, recorded, cap):

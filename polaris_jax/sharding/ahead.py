@@ -107,17 +107,14 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     accumulate, scalar = make_accumulate(model, config, mesh), jax.ShapeDtypeStruct((), jnp.float32)
     forward = jax.jit(make_logprobs(model, mesh), out_shardings=(rows_sharding(mesh),) * 2)
     several, with_kl = config.updates.minibatches * config.updates.epochs > 1, config.algorithm.kl > 0
-    lowered, totals = {}, None
+    lowered = {}
     for length in config.updates.row_lengths:
         rows, values = _rows(config.updates.rows, length, mesh)
         rest = params, rows, values if several else None, values if with_kl else None, scalar, scalar
-        if totals is None:
-            totals = jax.tree.map(
-                partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(None, None, *rest)[1]
-            )
-        lowered[f"accumulate/{length}"] = accumulate.lower(params, totals, *rest)
+        lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
         if several or with_kl:
             lowered[f"forward/{length}"] = forward.lower(params, rows, scalar)
+    totals = jax.tree.map(partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(params, *rest)[1])
     return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals)}
 
 

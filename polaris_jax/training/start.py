@@ -27,8 +27,12 @@ ARITHMETIC_PROBLEMS = 4096  # of the endless supply
 
 
 def enable_compilation_cache(directory: str | Path) -> None:
-    """Keeps compiled programs on disk, so that a second job or a restart does not compile them again."""
-    jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
+    """Keeps compiled programs on disk, so that a second job or a restart does not compile them again.
+
+    Where JAX was given a directory before, as by JAX_COMPILATION_CACHE_DIR, that one is used.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 import papermill
 import pytest
 
+from tests.conftest import SMALLER
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SMALL = {"rollout.prompts": 2, "rollout.samples": 4, "rollout.slots": 8, "evaluation.max_problems": 4}
 SHORT = {
     "ablations": {"sft_steps": 4, "steps": 1, "seeds": 2, "train_problems": 4, "held_out": 2, "overrides": SMALL},
     "hf_roundtrip": {},
-    "tiny_grpo": {"sft_steps": 4, "rl_steps": 2, "overrides": SMALL},
+    "tiny_grpo": {"sft_steps": 4, "rl_steps": 4, "overrides": SMALLER | {"evaluation.samples": 4}},  # what other tests have compiled already
     "tour": {"sft_steps": 4, "samples": 4},
 }
 SLOW = ("ablations", "hf_roundtrip", "tour")

@@ -15,6 +15,7 @@ from polaris_jax.ops.splash import splash_attention
 
 HEADS = sorted({(m.num_attention_heads, m.num_key_value_heads, m.head_dim) for m in PRESETS.values()})
 EMPTY = ()
+PORTABLE_PAGED = jax.jit(partial(paged_attention.paged_attention, "cpu"))
 
 
 def rows_of(T, rows, heads, seed=0):
@@ -89,8 +90,8 @@ def test_cudnn_over_context_equals_whole_rows(heads):
     q, k, v, _, segment_ids = rows_of(32, [(20,), (32,)], heads)
     cut = lambda x: x.reshape(2, 4, 8, *x.shape[2:])  # noqa: E731
     run = jax.vmap(partial(cudnn_context_attention, implementation="xla"), 1, 1, axis_name="context")
-    found = run(*(cut(x) for x in (q, k, v, segment_ids))).reshape(q.shape)
-    expected = cudnn_attention(q, k, v, segment_ids, "xla")
+    found = jax.jit(run)(*(cut(x) for x in (q, k, v, segment_ids))).reshape(q.shape)
+    expected = jax.jit(partial(cudnn_attention, implementation="xla"))(q, k, v, segment_ids)
     real = segment_ids != 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
 
@@ -114,7 +115,7 @@ def test_paged_decoding_equals_the_portable_attention(heads, platform):
     q = np.random.default_rng(2).normal(size=(3, 1, heads[0], heads[2])).astype(np.float32)
     rest = pages, jnp.int32(1), table, lengths, new, np.array([[[True, True, True, False]]])
     found = jax.jit(partial(paged_attention._decode, platform, interpret=True))(q, *rest)
-    np.testing.assert_allclose(found, paged_attention.paged_attention("cpu", q, *rest), atol=2e-5)
+    np.testing.assert_allclose(found, PORTABLE_PAGED(q, *rest), atol=2e-5)
 
 
 @pytest.mark.parametrize(("platform", "options"), [("gpu", {"implementation": "xla"}), ("tpu", {"interpret": True})])
@@ -125,4 +126,4 @@ def test_a_prefilled_chunk_equals_the_portable_attention(platform, options, cach
     q = np.random.default_rng(2).normal(size=(3, T, 4, 32)).astype(np.float32)
     rest = pages, jnp.int32(1), table, np.array(cached, np.int32), new, np.tri(T, dtype=bool)[None]
     found = jax.jit(partial(paged_attention._prefill, platform, **options))(q, *rest)
-    np.testing.assert_allclose(found, paged_attention.paged_attention("cpu", q, *rest), atol=2e-5)
+    np.testing.assert_allclose(found, PORTABLE_PAGED(q, *rest), atol=2e-5)

@@ -13,7 +13,7 @@ from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.types import Group, Problem, Rollout
 
-MODEL = ModelConfig(64, 32, 48, 2, 4, 2, 8, rope_theta=100.0, dtype="float32")
+MODEL = ModelConfig(64, 32, 48, 1, 4, 2, 8, rope_theta=100.0, dtype="float32")
 
 
 @pytest.fixture(scope="session")

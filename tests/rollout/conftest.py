@@ -64,6 +64,25 @@ def _obvious_step(model, sampling):
     return step
 
 
+@functools.cache
+def _logits(model):
+    @jax.jit
+    def logits(params, tokens, segment_ids):
+        spot = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = Transformer(model).apply({"params": params}, tokens, spot, segment_ids)
+        return unembed(hidden[0], unembedding(params, model))
+
+    return logits
+
+
+def trainer_logits(model, params, rollout):
+    """Logits of each token of a response, float32 [T, V], as the trainer has them: the sequence at once, no cache."""
+    first, end = len(rollout.prompt_tokens), len(rollout.prompt_tokens) + len(rollout.tokens)
+    tokens = np.zeros((1, LENGTH), np.int32)
+    tokens[0, :end] = np.concatenate([rollout.prompt_tokens, rollout.tokens])
+    return _logits(model)(params, tokens, (np.arange(LENGTH) < end)[None].astype(np.int32))[first - 1 : end - 1]
+
+
 def obvious(model, params, prompt: Prompt, sample: int, sampling, seed: int, limit: int):
     """Tokens, log-probs and reason of one response: no cache, the whole sequence again for each token."""
     step = _obvious_step(model, sampling)

@@ -8,15 +8,13 @@ import signal
 from collections import deque
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from polaris_jax.errors import UserError
-from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.rollout.engine import deal
-from tests.rollout.conftest import obvious, random_prompts, rollout_config
+from tests.rollout.conftest import obvious, random_prompts, rollout_config, trainer_logits
 
 SAMPLED = Sampling(max_response_tokens=24, stop_ids=(3, 7))
 PROMPTS = random_prompts(4, longest=24)
@@ -113,10 +111,7 @@ def test_logprobs_equal_the_trainers(engine, model, params):
     """Law 1. The trainer's forward pass: whole sequences, no cache."""
     sampling = dataclasses.replace(SAMPLED, temperature=1.3, untempered=True, alternatives=3)
     for r in generate(engine, params, sampling):
-        tokens = np.concatenate([r.prompt_tokens, r.tokens])[None]
-        spot = np.arange(tokens.shape[1])[None]
-        hidden, _ = jax.jit(Transformer(model).apply)({"params": params}, tokens, spot, np.ones_like(spot))
-        logits = unembed(hidden[0, len(r.prompt_tokens) - 1 : -1], unembedding(params, model))
+        logits = trainer_logits(model, params, r)
         tempered, raw = jax.nn.log_softmax(logits / 1.3), jax.nn.log_softmax(logits)
         index = np.arange(len(r.tokens)), r.tokens
         np.testing.assert_allclose(r.logprobs, tempered[index], atol=1e-4)
@@ -133,11 +128,8 @@ def test_half_precision_stays_near_the_trainer(model, mesh, params, dtype):
     engine = RolloutEngine(model, mesh, rollout_config(page_size=64))
     differences = []
     for r in generate(engine, params):
-        tokens = jnp.asarray(np.concatenate([r.prompt_tokens, r.tokens]))[None]
-        spot = jnp.arange(tokens.shape[1])[None]
-        hidden, _ = Transformer(model).apply({"params": params}, tokens, spot, jnp.ones_like(spot))
-        logits = unembed(hidden[0, len(r.prompt_tokens) - 1 : -1], unembedding(params, model))
-        differences.append(np.abs(r.logprobs - jax.nn.log_softmax(logits)[np.arange(len(r.tokens)), r.tokens]))
+        logprobs = jax.nn.log_softmax(trainer_logits(model, params, r))
+        differences.append(np.abs(r.logprobs - logprobs[np.arange(len(r.tokens)), r.tokens]))
     mean = np.concatenate(differences).mean()
     print(f"{dtype}: mean |difference| of log-probs {mean:.2e}")
     assert mean < 1e-3

@@ -11,7 +11,7 @@ from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.rollout.handover import HandOver
 from polaris_jax.rollout.quantise import CODES, quantise, weight_bytes
 from polaris_jax.sharding.ahead import lower_sampling
-from tests.rollout.conftest import MODEL, random_prompts, rollout_config
+from tests.rollout.conftest import MODEL, random_prompts, rollout_config, trainer_logits
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,10 @@ def test_projections_take_a_quarter_of_float32(weights, handed_over):
 def test_the_engine_records_the_logprobs_of_the_quantised_model(params, mesh, handed_over):
     engine = RolloutEngine(MODEL, mesh, rollout_config(weights="int8"))
     for rollout in engine.generate(params, random_prompts(3), 1, Sampling(max_response_tokens=20), 1):
-        tokens, first = np.zeros((4, 64), np.int32), len(rollout.prompt_tokens)
-        tokens[0, : first + 20] = np.concatenate([rollout.prompt_tokens, rollout.tokens])
-        spots = np.arange(first - 1, first + 19)
-        quantised, exact = (logprobs_of(handed_over[w], tokens)[0, spots, rollout.tokens] for w in ("int8", ""))
+        quantised, exact = (
+            jax.nn.log_softmax(trainer_logits(MODEL, handed_over[w], rollout))[np.arange(20), rollout.tokens]
+            for w in ("int8", "")
+        )
         np.testing.assert_allclose(rollout.logprobs, quantised, atol=1e-4)
         assert np.abs(rollout.logprobs - exact).max() > 1e-3
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from polaris_jax import hf
-from polaris_jax.errors import LOST
+from polaris_jax.errors import LOST, PREEMPTED
 from polaris_jax.training.metrics import read_metrics
 from polaris_jax.training.optimizer import global_norm
 
@@ -80,15 +81,22 @@ def of_the_model(row):
     return {k: v for k, v in row.items() if not k.startswith(("rollout/", "seconds/")) and not k.endswith(clocks)}
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_like_one(runs, count):
-    one, many = runs(1), runs(count)
-    rows = [[of_the_model(row) for row in read_metrics(workdir / "train")] for workdir in (one, many)]
-    assert [row["step"] for row in rows[1]] == list(range(1, 9))  # each step is written once
+def assert_trained_alike(found, expected):
+    """Tokens and rewards are the same, everything else to float32 rounding."""
+    rows = [[of_the_model(row) for row in read_metrics(workdir / "train")] for workdir in (found, expected)]
+    assert [row["step"] for row in rows[0]] == list(range(1, 9))  # each step is written once
     for left, right in zip(*rows, strict=True):
         assert left == pytest.approx(right, rel=1e-4, abs=1e-6)
         for name in ("reward", "response_length", "diversity", "groups/mixed"):
             assert left[name] == right[name]
+    left, right = params_of(found), params_of(expected)
+    assert global_norm(jax.tree.map(np.subtract, left, right)) < 1e-4 * global_norm(right)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_like_one(runs, count):
+    one, many = runs(1), runs(count)
+    assert_trained_alike(many, one)
     texts = [(workdir / "train" / "samples.jsonl").read_text() for workdir in (one, many)]
     assert texts[0] == texts[1]
     for name in ("difficulty/measured/README.md", "difficulty/kept/README.md", "evaluation/scores.json"):
@@ -96,8 +104,6 @@ def test_several_processes_train_like_one(runs, count):
     assert {path.name for path in (many / "export").iterdir()} == {path.name for path in (one / "export").iterdir()}
     assert len(set(judged(many, count))) == 1
     assert sum(judged(many, count)) == sum(judged(one, 1))
-    left, right = params_of(one), params_of(many)
-    assert global_norm(jax.tree.map(np.subtract, left, right)) < 1e-4 * global_norm(right)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -115,6 +121,18 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on_to_the_bit(runs, tmp_p
     rows = [[of_the_model(row) for row in read_metrics(each / "train")] for each in (workdir, unbroken)]
     assert rows[0] == rows[1]
     jax.tree.map(np.testing.assert_array_equal, params_of(workdir), params_of(unbroken))
+
+
+def test_sigterm_to_one_ends_both_and_both_go_on(runs, tmp_path):
+    unbroken, workdir = runs(2), tmp_path / "run"
+    processes = start(workdir, 2)
+    while len(read_metrics(workdir / "train")) < 3:
+        assert processes[1].poll() is None, output(workdir, 1)[-3000:]
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=100) for process in processes] == [PREEMPTED, PREEMPTED]
+    assert 3 <= len(read_metrics(workdir / "train")) < 8
+    assert_trained_alike(finish(workdir, start(workdir, 2)), unbroken)
 
 
 def test_a_mistake_ends_all_with_the_code_of_mistakes(tmp_path):
