@@ -15,6 +15,7 @@ import pytest
 
 from polaris_jax import hf
 from polaris_jax.errors import UserError
+from polaris_jax.models.presets import PRESETS
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import loop
 from polaris_jax.training.host import from_saved, to_saved
@@ -216,10 +217,11 @@ def test_stages_follow_one_another_and_resume_within(run, tmp_path):
     assert run("run", stages=stages).frame().equals(frame)
 
 
-def test_another_models_checkpoint_is_refused(run):
+def test_another_models_checkpoint_is_refused(run, monkeypatch):
+    monkeypatch.setitem(PRESETS, "narrow", PRESETS["tiny"].replace(intermediate_size=64))
     run("run", **{"training.steps": 2})
     with pytest.raises(UserError, match="does not fit the configured model"):
-        run("run", ("model",), **{"training.steps": 2, "model.preset": "qwen3-0.6b"})
+        run("run", ("model",), **{"training.steps": 2, "model.preset": "narrow"})
 
 
 @pytest.mark.parametrize(
