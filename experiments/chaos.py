@@ -32,7 +32,7 @@ from polaris_jax.errors import PREEMPTED
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.preemption import preemptible
 from polaris_jax.rewards import VerifierPool
-from polaris_jax.training import checkpoint, loop, metrics, recipe, sft
+from polaris_jax.training import checkpoint, loop, metrics, recipe, sft, step
 from polaris_jax.training.start import enable_compilation_cache
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "Where the runs go; emptied first.")
@@ -67,9 +67,9 @@ SETTINGS = {
 POINTS = {  # function whose call starts the fault's clock; at most which call after a start; longest delay, seconds
     "SFT": (sft, "pack", 3, 0.3),
     "difficulty": (difficulty, "pass_rates", 1, 0.5),
-    "rollouts": (loop, "sample_groups", 2, 0.4),
-    "verifying": (loop, "response_text", 24, 0.05),
-    "update": (loop, "pack", 2, 0.3),
+    "rollouts": (step, "sample_groups", 2, 0.4),
+    "verifying": (step, "response_text", 24, 0.05),
+    "update": (step, "pack", 2, 0.3),
     "save": (checkpoint.Checkpoints, "save", 2, 0.2),
     "metrics": (metrics.MetricsLogger, "write", 2, 0.02),
     "evaluation": (loop, "evaluation_metrics", 1, 0.4),

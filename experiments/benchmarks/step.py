@@ -30,8 +30,8 @@ from polaris_jax.evaluation.job import make_sampling, verifier_pool
 from polaris_jax.rl.update import make_update
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training.loop import train_step
 from polaris_jax.training.state import init_state
+from polaris_jax.training.step import train_step
 from polaris_jax.types import Problem, Prompt
 
 WORKLOADS = flags.DEFINE_list("workloads", ["fixed", "ragged"], "Which ones.")

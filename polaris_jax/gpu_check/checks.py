@@ -24,9 +24,9 @@ from polaris_jax.rl.update import make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
-from polaris_jax.training.loop import train_step
 from polaris_jax.training.start import load_tokenizer, load_train_problems
 from polaris_jax.training.state import init_state
+from polaris_jax.training.step import train_step
 from polaris_jax.types import Prompt
 
 PROMPT = 32  # tokens, where a prompt's length does not matter

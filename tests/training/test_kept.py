@@ -10,7 +10,7 @@ import pytest
 from polaris_jax import hf, preemption
 from polaris_jax.errors import PREEMPTED
 from polaris_jax.rollout.lane import Lane
-from polaris_jax.training import kept, loop, sft
+from polaris_jax.training import kept, loop, sft, step
 from polaris_jax.types import Rollout
 
 
@@ -81,7 +81,7 @@ def test_after_sigterm_finished_rollouts_are_not_sampled_again(run, preempted, t
 @pytest.mark.slow
 def test_after_sigterm_during_an_update_its_step_is_saved(run, preempted, monkeypatch):
     unbroken = run("unbroken")
-    terminated(monkeypatch, loop, "pack", at=2)
+    terminated(monkeypatch, step, "pack", at=2)
     assert preempted("broken") == 2
     resumed = run("broken")
     assert list(resumed.frame().index) == [1, 2, 3]
@@ -92,7 +92,7 @@ def test_after_sigterm_during_an_update_its_step_is_saved(run, preempted, monkey
 def test_a_step_that_was_sampled_is_repeated_to_the_bit_without_sampling(run, tmp_path, monkeypatch):
     unbroken = run("unbroken")
 
-    pack, calls = loop.pack, []
+    pack, calls = step.pack, []
 
     def killed(*args):
         calls.append(0)
@@ -100,7 +100,7 @@ def test_a_step_that_was_sampled_is_repeated_to_the_bit_without_sampling(run, tm
             raise KeyboardInterrupt
         return pack(*args)
 
-    monkeypatch.setattr(loop, "pack", killed)
+    monkeypatch.setattr(step, "pack", killed)
     with pytest.raises(KeyboardInterrupt):
         run("broken")
     resumed = run("broken")
