@@ -25,6 +25,7 @@ from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
 from polaris_jax.rollout.engine import page_bytes, pool_pages
 from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.lane import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
+from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import AXES, axis_sizes
 from polaris_jax.sharding.rules import param_shapes, param_shardings
 from polaris_jax.training.optimizer import init_opt_state, opt_state_shardings
@@ -46,8 +47,8 @@ def plan_mesh(shape: ConfigDict | dict[str, int], devices: int) -> AbstractMesh:
 def phase_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> dict[str, dict[str, float]]:
     """Bytes on a device, by phase and component.
 
-    weights, moments: the training state, which stays all through the step. reference: of the KL term. sampler: the
-    weights in the compute dtype. cache: the page pool. gradients: summed and new ones. activations: kept for the
+    weights, moments: the training state, which stays all through the step. reference: of the KL term. sampler: its
+    weights, as `rollout.weights` says. cache: the page pool. gradients: summed and new ones. activations: kept for the
     backward pass. workspace: all else that a program needs at once. Raises UserError where a parameter does not split
     evenly over the mesh.
     """
@@ -58,7 +59,10 @@ def phase_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> 
     state = {"weights": weights, "moments": moments}
     if config.algorithm.kl:
         state["reference"] = weights
-    sampling = state | {"sampler": parameter_bytes(model, lane, item)}
+    sampler = parameter_bytes(model, lane, item)
+    if config.rollout.weights:
+        sampler *= weight_bytes(model, config.rollout.weights) / weight_bytes(model, "")
+    sampling = state | {"sampler": sampler}
     cached = sampling | {"cache": float(cache_pages(model, config, mesh) * page_bytes(model, mesh, config.rollout))}
     activations, workspace = backward_memory(model, config, mesh, max(config.updates.row_lengths))
     return {

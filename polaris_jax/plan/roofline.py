@@ -20,6 +20,7 @@ from polaris_jax.plan.hardware import Hardware
 from polaris_jax.plan.memory import MASTER, cache_pages, kept_bytes, one_device, parameter_bytes, tokens_on_device
 from polaris_jax.rl.flops import forward_flops
 from polaris_jax.rollout.engine import page_bytes
+from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import AXES
 
 COLLECTIVE_S = 10e-6  # of a collective too small for its bytes to matter, such as those of decoding. Ours
@@ -66,8 +67,8 @@ def lengths(limit: int, mean_response: float) -> tuple[float, float]:
 
 def phase_work(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assumed: Assumptions) -> dict[str, Work]:
     """The work of each phase of `memory.PHASES` in one step."""
-    item, tensor, fsdp = jnp.dtype(model.dtype).itemsize, mesh.shape["tensor"], mesh.shape["fsdp"]
-    shard, sampler = parameter_bytes(model, mesh, MASTER), model.num_parameters * item / tensor
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    shard, sampler = parameter_bytes(model, mesh, MASTER), weight_bytes(model, config.rollout.weights) / tensor
     prompts = lane_sequences(config, mesh) // config.rollout.samples
     prefill = forward_flops(model, prompts * assumed.prompt, prompts * assumed.prompt**2 / 2) / tensor
     return {
@@ -109,13 +110,13 @@ def decode_steps(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, ass
 
 def _decode(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assumed: Assumptions) -> Work:
     """Every step reads the weights, and for each running sequence its keys and values."""
-    item, tensor = jnp.dtype(model.dtype).itemsize, mesh.shape["tensor"]
+    weights, tensor = weight_bytes(model, config.rollout.weights), mesh.shape["tensor"]
     mean, square = lengths(config.rollout.max_response_tokens, assumed.mean_response)
     sequences, steps = lane_sequences(config, mesh), decode_steps(model, config, mesh, assumed)
     pairs = sequences * (assumed.prompt * mean + square / 2)  # (new token, token that it sees)
     flops = forward_flops(model, sequences * mean, pairs) / tensor
     token_bytes = page_bytes(model, mesh, config.rollout) / config.rollout.page_size
-    read = steps * model.num_parameters * item / tensor + pairs * token_bytes
+    read = steps * weights / tensor + pairs * token_bytes
     collectives = 2 * model.num_hidden_layers * steps if tensor > 1 else 0.0
     return Work(flops, flops, read, collectives=collectives)
 

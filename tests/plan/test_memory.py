@@ -52,6 +52,17 @@ def test_a_reference_model_is_counted():
         assert sum(parts.values()) - sum(without[phase].values()) == parts["weights"] == parts["reference"]
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_weights_in_8_bits_halve_the_projections_of_the_sampler(weights):
+    model, c, mesh = PRESETS["qwen3-4b"].replace(dtype="bfloat16"), tiny.get_config(), plan_mesh({"tensor": 2}, 2)
+    whole = phase_memory(model, c, mesh)["decode"]
+    c.rollout.weights = weights
+    codes = phase_memory(model, c, mesh)["decode"]
+    embedding = 2 * model.vocab_size * model.hidden_size / 2
+    assert codes["sampler"] - embedding == pytest.approx((whole["sampler"] - embedding) / 2, rel=1e-3)
+    assert {**codes, "sampler": 0} == {**whole, "sampler": 0}
+
+
 def check_against_xla(mesh, remat, row):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
