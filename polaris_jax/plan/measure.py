@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.plan.ahead import lower_all, topology_devices
 from polaris_jax.plan.hardware import Topology
 from polaris_jax.plan.memory import phase_memory
-from polaris_jax.sharding.ahead import lower_all, topology_devices
 from polaris_jax.sharding.mesh import make_mesh
 
 # function of `lower_all` -> phase, and what lies on the device meanwhile without being an argument

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.sharding.ahead import lower_training
+from polaris_jax.plan.ahead import lower_training
 from polaris_jax.sharding.mesh import make_mesh
 
 MODEL = ModelConfig(4096, 256, 768, 5, 8, 4, 32, rope_theta=100.0, dtype="float32")

@@ -20,7 +20,7 @@ from polaris_jax import config as configs
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.ops.attention import sharded_attention
 from polaris_jax.ops.paged_attention import paged_attention
-from polaris_jax.sharding.ahead import cudnn_of, lower_all, topology_devices
+from polaris_jax.plan.ahead import cudnn_of, lower_all, topology_devices
 from polaris_jax.sharding.mesh import make_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"

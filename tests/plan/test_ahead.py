@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polaris_jax.errors import UserError
-from polaris_jax.sharding.ahead import topology_devices
+from polaris_jax.plan.ahead import topology_devices
 
 ROOT = Path(__file__).parents[2]
 COMPILERS = Path(sys.prefix) / "compilers"
@@ -22,7 +22,7 @@ def compiled(*arguments):
         pytest.skip("no compilers for TPUs and GPUs; `make .venv/compilers/installed`")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{COMPILERS}"}
     environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # what is measured is the program that will run
-    script = [sys.executable, str(ROOT / "tests/sharding/compile_ahead.py"), *arguments]
+    script = [sys.executable, str(ROOT / "tests/plan/compile_ahead.py"), *arguments]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
