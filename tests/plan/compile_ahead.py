@@ -2,7 +2,8 @@
 
 compile_ahead.py functions TOPOLOGY     the tiny model's device functions, of four devices
 compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
-compile_ahead.py stages TOPOLOGY GIB    4B's device functions in each stage, with so large a page pool
+compile_ahead.py stages TOPOLOGY GIB N  4B's device functions in each stage, with so large a page pool and at most N
+                                        parts of a row
 
 For each function: how often it calls which kernels, and the bytes of its arguments and temporaries on one device.
 """
@@ -61,12 +62,13 @@ def kernels(topology):
         }
 
 
-def stages(topology, cache_gib):
+def stages(topology, cache_gib, context):
     """Each device function of the 4B in each stage, over all devices."""
     config = configs.load(CONFIGS / "polaris_4b.py", {"rollout.cache_gib": float(cache_gib)})
     lowered = {}
     for name, stage in configs.stages(config):
         model = PRESETS["qwen3-4b"].replace(dtype=stage.model.dtype, remat=stage.model.remat)
+        stage.mesh.context = min(stage.mesh.context, int(context))
         mesh = make_mesh(stage.mesh, topology_devices(topology))
         lowered |= {f"{name}/{key}": value for key, value in lower_all(model, stage, mesh).items()}
     return lowered

@@ -94,11 +94,11 @@ def test_a_step_that_was_sampled_is_repeated_to_the_bit_without_sampling(run, tm
 
     pack, calls = step.pack, []
 
-    def killed(*args):
+    def killed(*args, **options):
         calls.append(0)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return pack(*args)
+        return pack(*args, **options)
 
     monkeypatch.setattr(step, "pack", killed)
     with pytest.raises(KeyboardInterrupt):
