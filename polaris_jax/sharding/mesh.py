@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from polaris_jax.errors import UserError
@@ -16,11 +17,13 @@ AXES = ("data", "fsdp", "tensor", "context")
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (default: all). shape: size of each axis; one of them may be -1, "what is left".
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    On TPUs neighbours on the mesh are neighbours on the torus; where no axis of that has the size asked for, one of its
+    axes is split. Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = axis_sizes(shape or {}, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(shape: Mapping[str, int], devices: int) -> list[int]:
