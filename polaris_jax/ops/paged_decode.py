@@ -19,6 +19,7 @@ HIDDEN = -1e30
 SPLIT_TOKENS = 1024  # at least so many of a row's cache are read by one GPU program; its splits run side by side
 PROGRAMS = 8192  # enough to keep a GPU busy; more splits would only make more parts to be put together
 TPU_PAGES = 4  # in one step of the TPU's pipeline
+TPU_TABLE = 2**17  # page numbers of one call; they lie in scalar memory, of which a TPU core has 1 MiB
 
 Parts = tuple[jax.Array, jax.Array]
 
@@ -121,6 +122,12 @@ def tpu_paged_decode(
     """
     B, H, d = q_BHd.shape
     N, page_size, K, _ = keys_NpKd.shape
+    rows = max(TPU_TABLE // table_BW.shape[1], 1)
+    if rows < B:
+        call = partial(tpu_paged_decode, interpret=interpret)
+        split = [slice(i, i + rows) for i in range(0, B, rows)]
+        parts = [call(q_BHd[s], keys_NpKd, values_NpKd, table_BW[s], lengths_B[s]) for s in split]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     W = pl.cdiv(table_BW.shape[1], TPU_PAGES) * TPU_PAGES
     table_N = jnp.pad(table_BW, ((0, 0), (0, W - table_BW.shape[1]))).reshape(-1)
 

@@ -171,12 +171,21 @@ def plan_stage(
 
 def _measured(stage: StagePlan, config: ConfigDict, topology: Topology) -> StagePlan:
     config = configs.override(config, stage.changes)
-    return replace(stage, measured=measure(model_shape(config), config, topology))
+    stage = replace(stage, measured=measure(model_shape(config), config, topology))
+    return replace(stage, problem=_problem(stage, topology))
 
 
 def _problem(stage: StagePlan, topology: Topology) -> str:
     where = ", ".join(f"{axis}={size}" for axis, size in stage.mesh.items() if size > 1) or "one device"
     where = f"stage {stage.name} on {topology.name} ({where}, remat {stage.remat})"
+    if stage.measured:
+        phase, total = max(stage.measured.items(), key=lambda item: item[1])
+        return (
+            f"{where} does not fit: the compiler needs {total / 2**30:.2f} GiB a device for {phase}, of which "
+            f"{topology.usable / 2**30:.2f} can be filled"
+            if total > topology.usable
+            else ""
+        )
     phase, parts = max(stage.memory.items(), key=lambda item: sum(item[1].values()))
     if (total := sum(parts.values())) > topology.usable:
         listed = " + ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.ops import paged_attention
+from polaris_jax.ops import paged_attention, paged_decode
 from polaris_jax.ops.attention import packed_attention
 from polaris_jax.ops.cudnn import cudnn_attention, cudnn_context_attention
 from polaris_jax.ops.splash import splash_attention
@@ -116,6 +116,16 @@ def test_paged_decoding_equals_the_portable_attention(heads, platform):
     rest = pages, jnp.int32(1), table, lengths, new, np.array([[[True, True, True, False]]])
     found = jax.jit(partial(paged_attention._decode, platform, interpret=True))(q, *rest)
     np.testing.assert_allclose(found, PORTABLE_PAGED(q, *rest), atol=2e-5)
+
+
+def test_a_table_beyond_scalar_memory_is_read_in_parts(monkeypatch):
+    lengths = np.array([5, 0, 48, 17, 33], np.int32)
+    pages, table, _ = cache_of((4, 2, 32), 16, lengths, 1)
+    q = np.random.default_rng(2).normal(size=(5, 4, 32)).astype(np.float32)
+    whole = paged_decode.tpu_paged_decode(q, pages[0][1], pages[1][1], table, lengths, interpret=True)
+    monkeypatch.setattr(paged_decode, "TPU_TABLE", 2 * table.shape[1] + 1)
+    parts = paged_decode.tpu_paged_decode(q, pages[0][1], pages[1][1], table, lengths, interpret=True)
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
 @pytest.mark.parametrize(("platform", "options"), [("gpu", {"implementation": "xla"}), ("tpu", {"interpret": True})])

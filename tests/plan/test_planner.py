@@ -24,6 +24,15 @@ def small(monkeypatch):
     monkeypatch.setitem(hardware.HARDWARE, "small", SMALL)
 
 
+@pytest.mark.parametrize(("mib", "problem"), [(127, ""), (129, "the compiler needs 0.13 GiB a device for apply, of")])
+def test_what_the_compiler_needs_decides_whether_a_stage_fits(small, monkeypatch, mib, problem):
+    monkeypatch.setattr(planner, "measure", lambda *_: {"decode": 2**20, "apply": mib * 2**20})
+    config = smaller_config(**{"rollout.cache_gib": 0.01})
+    found = plan(config, parse_topology("small:4"), compiled=True).stages[0]
+    assert problem in found.problem
+    assert bool(found.problem) == bool(problem)
+
+
 def test_search_finds_the_fastest_mesh_that_fits(small):
     config = smaller_config(**{"updates.row_lengths": (8192,), "rollout.cache_gib": 0.01})
     found = plan(config, parse_topology("small:4"), search=True).stages[0]
