@@ -180,11 +180,11 @@ def _problem(stage: StagePlan, topology: Topology) -> str:
     where = f"stage {stage.name} on {topology.name} ({where}, remat {stage.remat})"
     if stage.measured:
         phase, total = max(stage.measured.items(), key=lambda item: item[1])
+        if total <= topology.usable:
+            return ""
         return (
             f"{where} does not fit: the compiler needs {total / 2**30:.2f} GiB a device for {phase}, of which "
             f"{topology.usable / 2**30:.2f} can be filled"
-            if total > topology.usable
-            else ""
         )
     phase, parts = max(stage.memory.items(), key=lambda item: sum(item[1].values()))
     if (total := sum(parts.values())) > topology.usable:
