@@ -33,7 +33,10 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+SLOW = ("two lengths", "one row a pass")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in LAYOUTS])
 def test_gradient_does_not_depend_on_how_rows_are_made(name, params, sequences, config, expected):
     config.updates.update(LAYOUTS[name])
     batches = None
