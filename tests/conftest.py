@@ -114,7 +114,7 @@ jax.monitoring.register_event_duration_secs_listener(_stop_at_first_compile)
 def run_script(name, *args):
     """Runs experiments/NAME.py in this process until it ends or is about to compile something. Returns an Outcome."""
     global _stopping
-    cache, argv, code = jax.config.jax_compilation_cache_dir, sys.argv, None
+    argv, code = sys.argv, None
     # Scripts that the tests import have flags too, and names of them may be this script's as well.
     others = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - EVERY_SCRIPTS_FLAGS}
     for flag in others:
@@ -130,7 +130,6 @@ def run_script(name, *args):
         pass
     finally:
         _stopping, sys.argv = False, argv
-        jax.config.update("jax_compilation_cache_dir", cache)
         for flag in set(flags.FLAGS) - EVERY_SCRIPTS_FLAGS:
             delattr(flags.FLAGS, flag)
         for flag, definition in others.items():
