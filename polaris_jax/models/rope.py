@@ -39,14 +39,15 @@ def _yarn_frequencies(periods: np.ndarray, theta: float, head_dim: int, yarn: Ya
 
 
 def rope_tables(positions_BT: jnp.ndarray, config: ModelConfig) -> tuple[jnp.ndarray, jnp.ndarray]:
-    """cos and sin, float32 [B, T, 1, d / 2], for int32 positions [B, T]."""
+    """For `apply_rope` at int32 positions [B, T]: cos, and sin with the first half negative; float32 [B, T, 1, d]."""
     frequencies, scale = inverse_frequencies(config)
     angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def apply_rope(x_BTHd: jnp.ndarray, cos: jnp.ndarray, sin: jnp.ndarray) -> jnp.ndarray:
+def apply_rope(x_BTHd: jnp.ndarray, cos: jnp.ndarray, signed_sin: jnp.ndarray) -> jnp.ndarray:
     """Rotates the pairs (i, i + d / 2) of each head; computed in float32, returned in x's dtype."""
-    first, second = jnp.split(x_BTHd.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BTHd.dtype)
+    x32 = x_BTHd.astype(jnp.float32)
+    swapped = jnp.roll(x32, x32.shape[-1] // 2, axis=-1)
+    return (x32 * cos + swapped * signed_sin).astype(x_BTHd.dtype)

@@ -16,7 +16,7 @@ from polaris_jax.ops.cudnn import DTYPES, cudnn_context_attention
 from polaris_jax.ops.splash import splash_attention
 
 DENSE = 768  # rows up to this long keep their scores for the backward pass, longer ones go block by block
-CAUSAL_BLOCKS = 2  # of a dense row: queries of a block see no key of a later block, which saves 3/8 of the work
+CAUSAL_BLOCKS = (4, 2)  # of a dense row, the first that fits: queries of a block see no key of a later block
 HIDDEN = -1e30  # added to a score that must not be seen
 
 
@@ -106,7 +106,7 @@ def _attend(q_BTHd, k_BSKd, v_BSKd, q_tokens, k_tokens, start):
         out_BKGTd = blockwise_attention(q_BKGTd, k_BKSd, v_BKSd, q_tokens, k_tokens, start)
     else:
         bias_BTS = jnp.where(visible(q_tokens, k_tokens), 0.0, HIDDEN)
-        blocks = CAUSAL_BLOCKS if S == T and T % (16 * CAUSAL_BLOCKS) == 0 else 1
+        blocks = next((n for n in CAUSAL_BLOCKS if S == T and T % (16 * n) == 0), 1)
         ends = [T // blocks * (i + 1) for i in range(blocks)]
         parts = []
         for begin, end in zip([0, *ends], ends, strict=False):

@@ -67,6 +67,7 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
         for batch, old, reference in zip(rows, olds, references, strict=True):
             grads, new = accumulate(grads, params, batch, old, reference, temperature, loss_scale)
             totals = new if totals is None else merge(totals, new)
+            jax.block_until_ready((grads, totals))  # else the CPU holds the activations of several batches
         return grads, totals
 
     return gradient
