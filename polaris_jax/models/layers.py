@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 
+class Weights(NamedTuple):
+    """Of a linear layer: kernel [in, out], the scale [out] of its columns where they are codes (rollout/quantise.py),
+    bias [out] where there is one."""
+
+    kernel: jax.Array
+    scale: jax.Array | None
+    bias: jax.Array | None
+
+
 class Linear(nn.Module):
-    """`x @ kernel (+ bias)` on the last axis. axes: logical names of the kernel's two axes."""
+    """Makes the weights of a linear layer for inputs of a width; `project` applies them.
+
+    axes: logical names of the kernel's two axes.
+    """
 
     features: int
     axes: tuple[str, str]
@@ -16,20 +31,32 @@ class Linear(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, width: int) -> Weights:
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        x_ND, kernel = x.reshape(-1, x.shape[-1]), kernel.astype(self.dtype)
-        if self.has_variable("params", "kernel_scale"):  # of the sampler: codes and a scale (rollout/quantise.py)
-            scale = self.get_variable("params", "kernel_scale")
-            y = (jnp.matmul(x_ND, kernel, preferred_element_type=jnp.float32) * scale).astype(self.dtype)
-        else:
-            y = x_ND @ kernel
-        y = y.reshape(*x.shape[:-1], self.features)
+        kernel = self.param("kernel", init, (width, self.features), jnp.float32).astype(self.dtype)
+        scale = self.get_variable("params", "kernel_scale", None)
+        bias = None
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            y = y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
-        return y
+            bias = self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
+        return Weights(kernel, scale, bias)
+
+
+def project(x: jax.Array, *layers: Weights, merged: bool = False) -> list[jax.Array]:
+    """`x @ kernel (+ bias)` on the last axis, for each layer. merged: in one product, kernels side by side."""
+    if merged:
+        ends = np.cumsum([layer.kernel.shape[1] for layer in layers])
+        parts = zip(*layers, strict=True)
+        joined = Weights(*(None if part[0] is None else jnp.concatenate(part, axis=-1) for part in parts))
+        return jnp.split(project(x, joined)[0], ends[:-1], axis=-1)
+    x_ND, outs = x.reshape(-1, x.shape[-1]), []
+    for kernel, scale, bias in layers:
+        if scale is None:
+            y = x_ND @ kernel
+        else:
+            y = (jnp.matmul(x_ND, kernel, preferred_element_type=jnp.float32) * scale).astype(kernel.dtype)
+        outs.append((y if bias is None else y + bias).reshape(*x.shape[:-1], -1))
+    return outs
 
 
 class RMSNorm(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from polaris_jax.models.layers import Linear, RMSNorm
+from polaris_jax.models.layers import Linear, RMSNorm, project
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import apply_rope, rope_tables
 from polaris_jax.ops.attention import packed_attention
@@ -32,20 +32,22 @@ class Attention(nn.Module):
 
     config: ModelConfig
     attend: Callable
+    merged: bool
 
     @nn.compact
     def __call__(self, x_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer):
         c = self.config
         heads, kv_heads, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        B, T, _ = x_BTD.shape
-        q_BTHd = Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q")(x_BTD).reshape(
-            B, T, heads, d
-        )
-        k_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k")(x_BTD).reshape(
-            B, T, kv_heads, d
-        )
-        v_BTKd = Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v")(x_BTD).reshape(
-            B, T, kv_heads, d
+        B, T, D = x_BTD.shape
+        q_BTHd, k_BTKd, v_BTKd = (
+            y.reshape(B, T, -1, d)
+            for y in project(
+                x_BTD,
+                Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q")(D),
+                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k")(D),
+                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v")(D),
+                merged=self.merged,
+            )
         )
         if c.qk_norm:
             q_BTHd = RMSNorm(c.rms_norm_eps, c.dtype, name="q_norm")(q_BTHd)
@@ -55,21 +57,29 @@ class Attention(nn.Module):
         v_BTKd = checkpoint_name(v_BTKd, "v")
         out_BTHd, cache = self.attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer)
         out_BTHd = checkpoint_name(out_BTHd, "attention")
-        out = Linear(c.hidden_size, ("heads", "embed"), c.dtype, name="o")(out_BTHd.reshape(B, T, heads * d))
-        return out, cache
+        out_BTN = out_BTHd.reshape(B, T, heads * d)
+        (out_BTD,) = project(out_BTN, Linear(D, ("heads", "embed"), c.dtype, name="o")(heads * d))
+        return out_BTD, cache
 
 
 class Mlp(nn.Module):
     """SwiGLU (arXiv 2002.05202)."""
 
     config: ModelConfig
+    merged: bool
 
     @nn.compact
     def __call__(self, x_BTD):
         c = self.config
-        gate_BTF = Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="gate")(x_BTD)
-        up_BTF = Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="up")(x_BTD)
-        return Linear(c.hidden_size, ("mlp", "embed"), c.dtype, name="down")(nn.silu(gate_BTF) * up_BTF)
+        D, F = x_BTD.shape[-1], c.intermediate_size
+        gate_BTF, up_BTF = project(
+            x_BTD,
+            Linear(F, ("embed", "mlp"), c.dtype, name="gate")(D),
+            Linear(F, ("embed", "mlp"), c.dtype, name="up")(D),
+            merged=self.merged,
+        )
+        (out_BTD,) = project(nn.silu(gate_BTF) * up_BTF, Linear(D, ("mlp", "embed"), c.dtype, name="down")(F))
+        return out_BTD
 
 
 class Block(nn.Module):
@@ -77,17 +87,18 @@ class Block(nn.Module):
 
     config: ModelConfig
     attend: Callable
+    merged: bool
 
     @nn.compact
     def __call__(self, carry, layer, cos, sin, positions_BT, segment_ids_BT):
         c = self.config
         x_BTD, cache = carry
         normed_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="attention_norm")(x_BTD)
-        out_BTD, cache = Attention(c, self.attend, name="attention")(
+        out_BTD, cache = Attention(c, self.attend, self.merged, name="attention")(
             normed_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer
         )
         x_BTD = x_BTD + out_BTD
-        x_BTD = x_BTD + Mlp(c, name="mlp")(RMSNorm(c.rms_norm_eps, c.dtype, name="mlp_norm")(x_BTD))
+        x_BTD = x_BTD + Mlp(c, self.merged, name="mlp")(RMSNorm(c.rms_norm_eps, c.dtype, name="mlp_norm")(x_BTD))
         return (nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed")), cache), None
 
 
@@ -104,6 +115,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     attend: Callable = packed_attention
+    merged: bool = False
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache: Any = None):
@@ -113,25 +125,37 @@ class Transformer(nn.Module):
         x_BTD = embedding_VD[tokens_BT].astype(c.dtype)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed"))
         cos, sin = rope_tables(positions_BT, c)
+        unrolled = c.num_hidden_layers <= UNROLLED_LAYERS
         block = Block
         if c.remat != "none":
-            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.num_hidden_layers,
-            unroll=c.num_hidden_layers if c.num_hidden_layers <= UNROLLED_LAYERS else 1,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.attend, name="layers")
-        layer_index = jnp.arange(c.num_hidden_layers)
-        (x_BTD, cache), _ = layers((x_BTD, cache), layer_index, cos, sin, positions_BT, segment_ids_BT)
+            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=unrolled)
+        tokens = cos, sin, positions_BT, segment_ids_BT
+        if unrolled and not self.is_initializing():
+            for layer, params in enumerate(unstack(self.get_variable("params", "layers"))):
+                one = block(c, self.attend, self.merged, parent=None)
+                (x_BTD, cache), _ = one.apply({"params": params}, (x_BTD, cache), layer, *tokens)
+        else:
+            layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, *[nn.broadcast] * len(tokens)),
+                length=c.num_hidden_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(c, self.attend, self.merged, name="layers")
+            (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(c.num_hidden_layers), *tokens)
         x_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="final_norm")(x_BTD)
         if not c.tie_word_embeddings:  # created here, used by `unembedding`
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
             self.param("unembedding", init, (c.vocab_size, c.hidden_size), jnp.float32)
         return x_BTD, cache
+
+
+def unstack(stacked: Any) -> list[Any]:
+    """The parameters of each layer."""
+    leaves, structure = jax.tree.flatten(stacked)
+    apart = ([x[0] for x in jax.lax.split(leaf, [1] * len(leaf))] for leaf in leaves)  # whose transpose concatenates
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*apart, strict=True)]
 
 
 def unembedding(params: Any, config: ModelConfig) -> jax.Array:

@@ -1,7 +1,7 @@
 """Attention of new tokens over a paged cache and each other: the portable version that kernels are compared with.
 
-Keys are laid out [B, K, d, S] and values [B, K, S, d] here: both products of decoding then run along the contiguous
-axis, which on a CPU is several times faster than [B, S, K, d].
+A row's keys are laid out [B, K, W, d, p] and its values [B, K, W * p, d] here: both products of decoding then run along
+the contiguous axis, over blocks that a CPU reads from memory in order, several times faster than from [B, S, K, d].
 """
 
 from __future__ import annotations
@@ -87,16 +87,13 @@ def _flat(pages: Pages) -> Pages:
 
 
 def gather_pages(keys_PpKd: jax.Array, values_PpKd: jax.Array, table_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each row's cache in one piece: keys [B, K, d, W * p] and values [B, K, W * p, d].
+    """Each row's cache in one piece: keys [B, K, W, d, p] and values [B, K, W * p, d].
 
     keys, values: [P, p, K, d], the pages of one layer. table: int32 [B, W], page numbers.
     """
-
-    def rows(pages_PpKd):
-        B, W = table_BW.shape
-        return pages_PpKd[table_BW].reshape(B, W * pages_PpKd.shape[1], *pages_PpKd.shape[2:])
-
-    return rows(keys_PpKd).transpose(0, 2, 3, 1), rows(values_PpKd).transpose(0, 2, 1, 3)
+    (B, W), (_, p, K, d) = table_BW.shape, keys_PpKd.shape
+    values_BSKd = values_PpKd[table_BW].reshape(B, W * p, K, d)
+    return keys_PpKd[table_BW].transpose(0, 3, 1, 4, 2), values_BSKd.transpose(0, 2, 1, 3)
 
 
 def cached_attention(
@@ -108,28 +105,32 @@ def cached_attention(
 ) -> jax.Array:
     """Grouped-query attention over cached and new tokens, one softmax over both, in float32.
 
-    q: [B, T, H, d]. cached: keys [B, K, d, S] and values [B, K, S, d], of which the first `lengths`, int32 [B], exist.
+    q: [B, T, H, d]. cached: as `gather_pages` returns it, the first `lengths`, int32 [B], tokens of which exist.
     new: keys [B, K, d, N] and values [B, K, N, d], which query t sees where `visible`, bool [B or 1, T, N], says so.
     Every query must see something. Returns [B, T, H, d] in q's dtype.
     """
     B, T, H, d = q_BTHd.shape
-    K, S = cached[0].shape[1], cached[0].shape[3]
-    q_BKMd = q_BTHd.reshape(B, T, K, H // K, d).transpose(0, 2, 1, 3, 4).reshape(B, K, T * (H // K), d)
+    K, S = cached[1].shape[1:3]
+    M, f32 = T * (H // K), jnp.float32
+    q_BKMd = q_BTHd.reshape(B, T, K, H // K, d).transpose(0, 2, 1, 3, 4).reshape(B, K, M, d)
 
-    def scores(k_BKdS, visible_BTS):
-        s_BKMS = jnp.einsum("BKMd,BKdS->BKMS", q_BKMd, k_BKdS.astype(q_BTHd.dtype), preferred_element_type=jnp.float32)
+    def scores(k_BKWdp, visible_BTS):
+        W, p = k_BKWdp.shape[2], k_BKWdp.shape[4]
+        q_BKWMd = jnp.broadcast_to(q_BKMd[:, :, None], (B, K, W, M, d))
+        s_BKWMp = jnp.einsum("BKWMd,BKWdp->BKWMp", q_BKWMd, k_BKWdp.astype(q_BTHd.dtype), preferred_element_type=f32)
+        s_BKMS = s_BKWMp.transpose(0, 1, 3, 2, 4).reshape(B, K, M, W * p)
         visible_BMS = visible_BTS if visible_BTS.shape[1] == 1 else jnp.repeat(visible_BTS, H // K, axis=1)
         return jnp.where(visible_BMS[:, None], s_BKMS * d**-0.5, -1e30)
 
     s_cached = scores(cached[0], (jnp.arange(S) < lengths_B[:, None])[:, None])
-    s_new = scores(new[0], visible_BTN)
+    s_new = scores(new[0][:, :, None], visible_BTN)
     top_BKM = jnp.maximum(jnp.max(s_cached, axis=-1, initial=-1e30), jnp.max(s_new, axis=-1))
     w_cached, w_new = jnp.exp(s_cached - top_BKM[..., None]), jnp.exp(s_new - top_BKM[..., None])
-    scale_BKM = 1 / (jnp.sum(w_cached, axis=-1) + jnp.sum(w_new, axis=-1))
+    total_BKM = jnp.sum(w_cached, axis=-1) + jnp.sum(w_new, axis=-1)
 
     def mix(w_BKMS, v_BKSd):
-        w_BKMS = (w_BKMS * scale_BKM[..., None]).astype(q_BTHd.dtype)
-        return jnp.einsum("BKMS,BKSd->BKMd", w_BKMS, v_BKSd.astype(q_BTHd.dtype))
+        w_BKMS, v_BKSd = w_BKMS.astype(q_BTHd.dtype), v_BKSd.astype(q_BTHd.dtype)
+        return jnp.einsum("BKMS,BKSd->BKMd", w_BKMS, v_BKSd, preferred_element_type=f32)
 
-    out_BKMd = mix(w_cached, cached[1]) + mix(w_new, new[1])
-    return out_BKMd.reshape(B, K, T, H // K, d).transpose(0, 2, 1, 3, 4).reshape(B, T, H, d)
+    out_BKMd = (mix(w_cached, cached[1]) + mix(w_new, new[1])) / total_BKM[..., None]
+    return out_BKMd.astype(q_BTHd.dtype).reshape(B, K, T, H // K, d).transpose(0, 2, 1, 3, 4).reshape(B, T, H, d)

@@ -140,6 +140,8 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     rows = Rows(_int(R), _int(R), _int(R), _int(R), keys, _int(R, longest), _int(R, spread))
     numbers = _int(1), jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32), _int(0), _int()
     with jax.set_mesh(mesh_of_lane):
+        if run.roomy:
+            cast = run.in_pieces.eval_shape(model, cast)
         tables = _int(B, longest), _int(B, chunk // c.page_size)
         lowered["prefill"] = run.prefill.lower(
             model, run.platform, cast, pages, _int(B, chunk), _int(B), _int(B), *tables

@@ -190,7 +190,7 @@ def _block_shapes(model: ModelConfig, tokens: int = PROBE) -> tuple[list[Any], l
     block = Block
     if model.remat != "none":
         block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=False)
-    layer = block(model, packed_attention)
+    layer = block(model, packed_attention, merged=False)
     x_BTD = jax.ShapeDtypeStruct((1, tokens, model.hidden_size), model.dtype)
     integers_BT = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 

@@ -22,7 +22,8 @@ from polaris_jax.models.presets import ModelConfig, Yarn
 from polaris_jax.rollout.handover import HandOver, lane_meshes
 from polaris_jax.rollout.interrupts import Deferred
 from polaris_jax.rollout.kv_pages import pages_for
-from polaris_jax.rollout.lane import Counters, Lane, Programs, bucket
+from polaris_jax.rollout.lane import Counters, Lane, Programs, bucket, new_pool
+from polaris_jax.rollout.programs import Pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.records import Progress, Response, rollouts_of_others
 from polaris_jax.rollout.sampling import Sampling, sequence_key
@@ -52,6 +53,7 @@ class RolloutEngine:
         self._sequence_pages = 0  # of the longest sequence so far
         self._stop = multihost.Notice()
         self._at_work: list[Lane] = []
+        self._pools: list[Pages] = []  # of the last call, on CPUs, where clearing one takes less than a new one
         self._check_fit()
 
     def generate(
@@ -88,12 +90,11 @@ class RolloutEngine:
         cast = self._hand_over(params)
         jax.block_until_ready(cast)
         handed_over = time.perf_counter()
-        pages = self._pool_pages()
+        pools = self._empty_pools()
         lanes = [
             Lane(
-                self._programs, mesh, cast.pop(0), pages=pages, page_size=self.config.page_size,
-                slots=self.config.slots, dtype=self._cache_dtype, sampling=sampling, share=self.share_prefix,
-                counters=counters,
+                self._programs, mesh, cast.pop(0), pools.pop(0), slots=self.config.slots, sampling=sampling,
+                share=self.share_prefix, counters=counters,
             )
             for mesh in self._lanes
         ]  # fmt: skip
@@ -101,45 +102,50 @@ class RolloutEngine:
         self.metrics = self._measure(counters, time.perf_counter() - began, handed_over - began, 0)
         mine: list[Rollout] = list(known)
         self._at_work = lanes
-        yield from known
-        while finished < total and not self._stop.is_set() and not preemption.asked():
-            supervision.beat()
-            with Deferred() as deferred:
-                deal(queue, lanes, self.config.slots)
-                busy = [lane for lane in lanes if lane.responses]
-                for lane in busy:
-                    lane.start_round()
-                done = [response for lane in busy for response in lane.finish_round()]
-            finished += len(done)
-            longest = max([longest, *(s.produced for lane in lanes for s in lane.responses)])
-            longest = max([longest, *(len(response.tokens) for response in done)])
-            seconds = time.perf_counter() - began
-            self.metrics = self._measure(counters, seconds, handed_over - began, self._programs.traced - traced)
-            self.metrics |= {"finished": finished, "total": total, "longest": longest}
-            for response in done:
-                rollout = response.rollout()
-                if everyones and jax.process_count() > 1:
-                    mine.append(rollout)
-                yield rollout
-            if progress:
-                running = sum(len(lane.scheduler.running) for lane in lanes)
-                progress(
-                    Progress(
-                        finished, total, self.metrics["tokens_per_s"], self.metrics["occupancy"], running,
-                        total - finished - running, counters.preempted, longest,
-                    )
-                )  # fmt: skip
-            deferred.deliver()
-        if jax.process_count() > 1:
-            if finished < total:
-                self._stop.set()  # one that stops does not leave the others to finish
-            multihost.meet(self._while_others_sample)
-            seconds = time.perf_counter() - began
-            counters, finished, total, longest = _of_all(counters, finished, total, longest)
-            self.metrics = self._measure(counters, seconds, handed_over - began, self._programs.traced - traced)
-            self.metrics |= {"finished": finished, "total": total, "longest": longest}
-            if everyones:
-                yield from rollouts_of_others(mine)
+        try:
+            yield from known
+            while finished < total and not self._stop.is_set() and not preemption.asked():
+                supervision.beat()
+                with Deferred() as deferred:
+                    deal(queue, lanes, self.config.slots)
+                    busy = [lane for lane in lanes if lane.responses]
+                    for lane in busy:
+                        lane.start_round()
+                    done = [response for lane in busy for response in lane.finish_round()]
+                finished += len(done)
+                longest = max([longest, *(s.produced for lane in lanes for s in lane.responses)])
+                longest = max([longest, *(len(response.tokens) for response in done)])
+                seconds = time.perf_counter() - began
+                self.metrics = self._measure(counters, seconds, handed_over - began, self._programs.traced - traced)
+                self.metrics |= {"finished": finished, "total": total, "longest": longest}
+                for response in done:
+                    rollout = response.rollout()
+                    if everyones and jax.process_count() > 1:
+                        mine.append(rollout)
+                    yield rollout
+                if progress:
+                    running = sum(len(lane.scheduler.running) for lane in lanes)
+                    progress(
+                        Progress(
+                            finished, total, self.metrics["tokens_per_s"], self.metrics["occupancy"], running,
+                            total - finished - running, counters.preempted, longest,
+                        )
+                    )  # fmt: skip
+                deferred.deliver()
+            if jax.process_count() > 1:
+                if finished < total:
+                    self._stop.set()  # one that stops does not leave the others to finish
+                multihost.meet(self._while_others_sample)
+                seconds = time.perf_counter() - began
+                counters, finished, total, longest = _of_all(counters, finished, total, longest)
+                self.metrics = self._measure(counters, seconds, handed_over - began, self._programs.traced - traced)
+                self.metrics |= {"finished": finished, "total": total, "longest": longest}
+                if everyones:
+                    yield from rollouts_of_others(mine)
+        finally:
+            self._at_work = []  # nor do weights and cache stay while the trainer works
+            if self._programs.roomy:
+                self._pools = [lane.pool for lane in lanes]
         preemption.check()
 
     def _while_others_sample(self) -> None:
@@ -188,6 +194,14 @@ class RolloutEngine:
 
     def _page_bytes(self) -> int:
         return page_bytes(self.model, self.mesh, self.config)
+
+    def _empty_pools(self) -> list[Pages]:
+        """A pool for each lane."""
+        pages, kept = self._pool_pages(), self._pools
+        self._pools = []
+        if kept and kept[0][0].shape[1] == pages and not any(x.is_deleted() for pool in kept for x in pool):
+            return [self._programs.clear(pool) for pool in kept]
+        return [new_pool(self.model, mesh, pages, self.config.page_size, self._cache_dtype) for mesh in self._lanes]
 
     def _pool_pages(self) -> int:
         return pool_pages(self.model, self.mesh, self.config, self._sequence_pages)

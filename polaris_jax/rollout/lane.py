@@ -51,7 +51,9 @@ class Programs:
     def __init__(self, model: ModelConfig, steps: int, platform: str):
         self.model, self.steps, self.platform, self.roomy = model, steps, platform, platform == "cpu"
         self.traced = 0
+        self.in_pieces = jax.jit(self._counted(programs.in_pieces), static_argnums=0)
         self.prefill = jax.jit(self._counted(programs.prefill), static_argnums=(0, 1), donate_argnums=3)
+        self.clear = jax.jit(programs.clear, donate_argnums=0, keep_unused=True)
         self.copy = jax.jit(self._counted(programs.copy_pages), donate_argnums=0)
         self.decode = jax.jit(self._counted(programs.decode), static_argnums=(0, 1, 2, 3, 4), donate_argnums=6)
 
@@ -64,16 +66,18 @@ class Programs:
 
 
 class Lane:
-    """A pool of `pages` pages on `mesh` (only its tensor axis is larger than 1) and the sequences that use it."""
+    """A page pool on `mesh` (only its tensor axis is larger than 1) and the sequences that use it."""
 
     def __init__(
-        self, run: Programs, mesh: Mesh, params: Any, *, pages: int, page_size: int, slots: int, dtype: str,
-        sampling: Sampling, share: bool, counters: Counters,
+        self, run: Programs, mesh: Mesh, params: Any, pool: programs.Pages, *, slots: int, sampling: Sampling,
+        share: bool, counters: Counters,
     ):  # fmt: skip
-        self.run, self.mesh, self.params, self.page_size, self.counters = run, mesh, params, page_size, counters
-        self.scheduler = Scheduler(PagePool(pages), page_size, slots, run.steps, share=share)
+        self.run, self.mesh, self.pool, self.counters = run, mesh, pool, counters
+        pages, self.page_size = pool[0].shape[1:3]
+        with jax.set_mesh(mesh):
+            self.params = run.in_pieces(run.model, params) if run.roomy else params
+        self.scheduler = Scheduler(PagePool(pages), self.page_size, slots, run.steps, share=share)
         self.responses: dict[Scheduled, Response] = {}
-        self._pages = new_pool(run.model, mesh, pages, page_size, dtype)
         self._static = static_sampling(sampling)
         self._numbers = (
             np.asarray(sampling.stop_ids or (-1,), np.int32),
@@ -100,9 +104,9 @@ class Lane:
             for i in range(0, len(todo.copies), COPIES):
                 pairs = np.full((COPIES, 2), NULL_PAGE, np.int32)
                 pairs[: len(todo.copies) - i] = todo.copies[i : i + COPIES]
-                self._pages = self.run.copy(self._pages, pairs[:, 0], pairs[:, 1])
+                self.pool = self.run.copy(self.pool, pairs[:, 0], pairs[:, 1])
             if todo.prefills or todo.copies:
-                jax.block_until_ready(self._pages)
+                jax.block_until_ready(self.pool)
             self.counters.prefill_s += time.perf_counter() - began
             self._decode(todo.running)
 
@@ -159,8 +163,8 @@ class Lane:
                 if end < job.end:
                     starts[job] = end
             self.counters.prefilled += int(count.sum())
-            self._pages = self.run.prefill(
-                self.run.model, self.run.platform, self.params, self._pages, tokens, start, count, table, write
+            self.pool = self.run.prefill(
+                self.run.model, self.run.platform, self.params, self.pool, tokens, start, count, table, write
             )
 
     def _decode(self, running: list[Scheduled]) -> None:
@@ -182,8 +186,8 @@ class Lane:
             write[row, : len(new)] = new
         rows = programs.Rows(tokens, cached, produced, limits, keys, table, write)
         patience = np.int32(len(running) // 16)
-        self._pages, decoded = self.run.decode(
-            self.run.model, self._static, self.run.steps, self.run.roomy, self.run.platform, self.params, self._pages,
+        self.pool, decoded = self.run.decode(
+            self.run.model, self._static, self.run.steps, self.run.roomy, self.run.platform, self.params, self.pool,
             rows, *self._numbers, patience,
         )  # fmt: skip
         self._in_flight = running, decoded
@@ -225,11 +229,15 @@ def bucket(n: int) -> int:
 def row_buckets(slots: int, *, fine: bool) -> list[int]:
     """How many rows a decoding call may have, smallest first: the slots, then a quarter of them, down to at most 16.
 
-    fine: half, down to at most 4, for CPUs, where a row of padding costs as much as any other. Accelerators read the
-    weights once a step however many rows there are, and gain less than the compilations cost.
+    fine: three quarters, a half, and so on, down to at most 4, for CPUs, where a row of padding costs as much as any
+    other. Accelerators read the weights once a step however many rows there are, and gain less than the compilations
+    cost.
     """
-    divisor, least = (2, 4) if fine else (4, 16)
-    sizes = [slots]
-    while sizes[-1] > least:
-        sizes.append(-(-sizes[-1] // divisor))
-    return sizes[::-1]
+    sizes = {slots}
+    size, least = slots, 4 if fine else 16
+    while size > least:
+        if fine:
+            sizes.add(-(-size * 3 // 4))
+        size = -(-size // (2 if fine else 4))
+        sizes.add(size)
+    return sorted(sizes)

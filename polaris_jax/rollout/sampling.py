@@ -80,22 +80,34 @@ def truncate(logits_BV: jax.Array, top_k: int, top_p: float | jax.Array | None) 
     return jnp.where(logits_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
 
 
-def draw(logits_BV: jax.Array, keys_B2: jax.Array, positions_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gumbels(keys_B2: jax.Array, positions_B: jax.Array, vocabulary: int) -> jax.Array:
+    """The randomness of one draw for each row, float32 [B, N + b]: threefry keyed by fold_in(key, position).
+
+    N and b are those of `draw`. keys: uint32 [B, 2], of `sequence_key`. positions: int32 [B], in the response.
+    vocabulary: V.
+    """
+    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2, impl="threefry2x32"), positions_B)
+    return jax.vmap(lambda key: jax.random.gumbel(key, (sum(_blocks(vocabulary)),)))(keys_B)
+
+
+def _blocks(vocabulary: int) -> tuple[int, int]:
+    """Number N of blocks, and tokens b of a block."""
+    b = 1 << math.ceil(math.log2(vocabulary) / 2)
+    return -(-vocabulary // b), b
+
+
+def draw(logits_BV: jax.Array, gumbel_BR: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Samples from softmax(logits); also returns logsumexp(logits), float32 [B].
 
-    logits: float32 [B, V]. keys: uint32 [B, 2], of `sequence_key`. positions: int32 [B], in the response. The
-    randomness is threefry keyed by fold_in(key, position) and nothing else.
+    logits: float32 [B, V]. gumbel: float32 [B, N + b], of `gumbels`.
 
     Gumbel-max in two steps, so that a draw costs about 2 sqrt(V) Gumbels in place of V: the vocabulary is cut into
-    blocks of b tokens; argmax(logsumexp of the block + Gumbel) picks a block with its probability, argmax(logit +
+    N blocks of b tokens; argmax(logsumexp of the block + Gumbel) picks a block with its probability, argmax(logit +
     Gumbel) within it a token with its conditional probability.
     """
     B, V = logits_BV.shape
-    b = 1 << math.ceil(math.log2(V) / 2)
-    N = -(-V // b)
+    N, b = _blocks(V)
     logits_BNb = jnp.pad(logits_BV, ((0, 0), (0, N * b - V)), constant_values=-jnp.inf).reshape(B, N, b)
-    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2, impl="threefry2x32"), positions_B)
-    gumbel_BR = jax.vmap(lambda key: jax.random.gumbel(key, (N + b,)))(keys_B)
     top_B = jnp.max(logits_BV, axis=-1)
     mass_BN = jnp.sum(jnp.exp(logits_BNb - top_B[:, None, None]), axis=-1)
     block_B = jnp.argmax(jnp.log(mass_BN) + gumbel_BR[:, :N], axis=-1)
@@ -105,10 +117,10 @@ def draw(logits_BV: jax.Array, keys_B2: jax.Array, positions_B: jax.Array) -> tu
 
 
 def next_token(
-    logits_BV: jax.Array, keys_B2: jax.Array, positions_B: jax.Array, sampling: Sampling, temperature: jax.Array,
+    logits_BV: jax.Array, gumbel_BR: jax.Array, positions_B: jax.Array, sampling: Sampling, temperature: jax.Array,
     top_p: jax.Array, prefix_n: jax.Array,
 ) -> Drawn:  # fmt: skip
-    """One token for each row. logits: float32 [B, V], of the model.
+    """One token for each row. logits: float32 [B, V], of the model. gumbel: of `gumbels` at these positions.
 
     `sampling` decides what is computed (greedy or not, top-k, whether top-p is on, what is recorded); the numbers
     temperature, top_p and the forced prefix, int32 [n], are arrays, so that another value is no other program.
@@ -124,7 +136,7 @@ def next_token(
     else:
         tempered_BV = logits_BV / temperature
         kept_BV = truncate(tempered_BV, sampling.top_k, top_p if sampling.top_p < 1 else None)
-        token_B, normaliser_B = draw(kept_BV, keys_B2, positions_B)
+        token_B, normaliser_B = draw(kept_BV, gumbel_BR)
     logprob_B = pick(tempered_BV, token_B) - normaliser_B
     if sampling.prefix:
         n = len(sampling.prefix)

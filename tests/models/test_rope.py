@@ -10,6 +10,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from polaris_jax.models.presets import PRESETS, Yarn
 from polaris_jax.models.rope import apply_rope, inverse_frequencies, rope_tables
 
+ULP = np.finfo(np.float32).eps
+
 
 @pytest.mark.parametrize("preset", ["qwen3-4b", "r1-distill-qwen-7b"])
 @pytest.mark.parametrize("yarn", [None, Yarn(1.5, 40_960, attention_factor=1.0), Yarn(4.0, 32_768)])
@@ -23,12 +25,14 @@ def test_tables_equal_transformers(preset, yarn):
         rope |= {"original_max_position_embeddings": yarn.original_max_position_embeddings}
     theirs = transformers.Qwen3Config(head_dim=128, rope_parameters=rope, max_position_embeddings=longest)
     rotary = Qwen3RotaryEmbedding(theirs)
-    np.testing.assert_array_max_ulp(inverse_frequencies(config)[0], rotary.inv_freq.numpy(), maxulp=1)
+    np.testing.assert_array_max_ulp(inverse_frequencies(config)[0], rotary.inv_freq.numpy(), maxulp=2)
     positions = np.array([[0, 1, 1000, 39_936, 90_000]], np.int32)
     cos, sin = (table.numpy()[0] for table in rotary(torch.zeros(1, 1), torch.tensor(positions).long()))
     sin[:, :64] *= -1
+    angles = positions[0, :, None] * np.tile(rotary.inv_freq.numpy(), 2)
     for found, table in zip(rope_tables(jnp.asarray(positions), config), (cos, sin), strict=True):
-        np.testing.assert_allclose(np.asarray(found)[0, :, 0], table, atol=1e-5)
+        gap = np.abs(np.asarray(found)[0, :, 0] - table)
+        assert np.all(gap <= 1e-5 + 2 * ULP * angles)  # float32 powers differ between processors
 
 
 def test_yarn_keeps_fast_rotations_and_slows_the_slow_ones():

@@ -12,7 +12,7 @@ import pytest
 from configs.base import get_config
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
-from polaris_jax.rollout.sampling import next_token, sequence_key
+from polaris_jax.rollout.sampling import gumbels, next_token, sequence_key
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Prompt
@@ -59,7 +59,8 @@ def _obvious_step(model, sampling):
         logits = unembed(hidden[:, length - 1], unembedding(params, model))
         temperature, top_p = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)
         prefix = jnp.asarray(sampling.prefix, jnp.int32)
-        return next_token(logits, key[None], position[None], sampling, temperature, top_p, prefix)
+        noise = gumbels(key[None], position[None], model.vocab_size)
+        return next_token(logits, noise, position[None], sampling, temperature, top_p, prefix)
 
     return step
 
