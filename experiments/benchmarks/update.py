@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import torch
 from absl import app, flags
-from workloads import MODEL, PROMPT, response_lengths, transformers_model
+from workloads import MODEL, PROMPT, ROW_LENGTHS, ROWS, response_lengths, transformers_model
 
 from configs.base import get_config
 from polaris_jax.rl.flops import matmul_peak, update_flops
@@ -32,8 +32,6 @@ flags.DEFINE_integer("rounds", 3, "Updates timed on each side.")
 flags.DEFINE_list("workloads", ["fixed", "ragged"], "Which to run.")
 FLAGS = flags.FLAGS
 
-ROW_LENGTHS = {"fixed": (PROMPT + 256,), "ragged": (128, 192, 256, 320, 448, PROMPT + 512)}
-ROWS = 4  # of one batch
 PEER_ROWS = 16  # of one micro-batch of the peer, which pads to the longest
 CLIP = (0.2, 0.28)
 

@@ -65,7 +65,7 @@ def in_pieces(model: ModelConfig, params: Any) -> Any:
     return pieces
 
 
-def _whole(model: ModelConfig, pieces: Any) -> Any:
+def whole(model: ModelConfig, pieces: Any) -> Any:
     """The parameters again. XLA sees through concatenations of what was sliced: nothing is copied."""
     queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     ends = {"attention": [queries, queries + keys, None], "mlp": [model.intermediate_size, None]}
@@ -91,7 +91,7 @@ def apply_model(model: ModelConfig, params: Any, attend: Any, tokens_BT, positio
     """
     merged = isinstance(params["layers"], list)
     if merged:
-        params = _whole(model, params)
+        params = whole(model, params)
     transformer, segments_BT = Transformer(model, attend, merged), jnp.ones_like(tokens_BT)
     with nn.logical_axis_rules(RULES):
         return transformer.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache)
