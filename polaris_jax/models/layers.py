@@ -43,7 +43,7 @@ class Linear(nn.Module):
 
 
 def project(x: jax.Array, *layers: Weights, merged: bool = False) -> list[jax.Array]:
-    """`x @ kernel (+ bias)` on the last axis, for each layer. merged: in one product, kernels side by side."""
+    """`x @ kernel (+ bias)` of x [..., in] for each layer, [..., out]. merged: in one product, kernels side by side."""
     if merged:
         ends = np.cumsum([layer.kernel.shape[1] for layer in layers])
         parts = zip(*layers, strict=True)

@@ -107,7 +107,8 @@ class Transformer(nn.Module):
 
     attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer) -> (out_BTHd, cache) is the attention:
     `ops.attention.packed_attention` for whole sequences (cache is None), a cached one in the rollout engine. `cache`
-    is any pytree of arrays that carries its own leading layer axis.
+    is any pytree for all layers; `layer` is an int where layers are few and unrolled, else traced. merged: q, k and v,
+    and gate and up, are one product each, which pays where there are few tokens, on a CPU.
 
     __call__: tokens, positions, segment_ids int32 [B, T] (segment 0 is padding; tokens see only their own segment,
     up to their own position) -> hidden states [B, T, D] in `config.dtype`, and the cache.
@@ -129,21 +130,21 @@ class Transformer(nn.Module):
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=unrolled)
-        tokens = cos, sin, positions_BT, segment_ids_BT
+        shared = cos, sin, positions_BT, segment_ids_BT
         if unrolled and not self.is_initializing():
             for layer, params in enumerate(unstack(self.get_variable("params", "layers"))):
                 one = block(c, self.attend, self.merged, parent=None)
-                (x_BTD, cache), _ = one.apply({"params": params}, (x_BTD, cache), layer, *tokens)
+                (x_BTD, cache), _ = one.apply({"params": params}, (x_BTD, cache), layer, *shared)
         else:
             layers = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, *[nn.broadcast] * len(tokens)),
+                in_axes=(0, *[nn.broadcast] * len(shared)),
                 length=c.num_hidden_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, self.attend, self.merged, name="layers")
-            (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(c.num_hidden_layers), *tokens)
+            (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(c.num_hidden_layers), *shared)
         x_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="final_norm")(x_BTD)
         if not c.tie_word_embeddings:  # created here, used by `unembedding`
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
