@@ -145,9 +145,9 @@ def main(_):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tokenizer = make_tokenizer()
     for name in WORKLOADS.value:
-        ragged = {"fixed": False, "ragged": True}[name]
-        limits = response_lengths(PROMPTS, SAMPLES, 512 if ragged else 256, ragged=ragged)
-        seconds, metrics = ours(limits, ROW_LENGTHS[name], tokenizer)
+        row_lengths = ROW_LENGTHS[name]
+        limits = response_lengths(PROMPTS, SAMPLES, row_lengths[-1] - PROMPT, ragged=name == "ragged")
+        seconds, metrics = ours(limits, row_lengths, tokenizer)
         rate = 1 / statistics.median(seconds)
         line = {"workload": name, "ours": round(rate, 3), "tokens": int(limits.sum())}
         if PEER.value:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.transformer import UNROLLED_LAYERS
 from polaris_jax.rollout.handover import HandOver
 from polaris_jax.rollout.programs import in_pieces, whole
 from polaris_jax.sharding.mesh import make_mesh
@@ -19,8 +20,9 @@ def test_pieces_put_together_are_the_parameters(layers, weights):
     model, mesh = QWEN2.replace(num_hidden_layers=layers, dtype="float32"), make_mesh(devices=jax.devices()[:1])
     (params,) = HandOver(model, mesh, [mesh], weights)(sharded_params(model, mesh, 0))
     pieces = in_pieces(model, params)
-    assert isinstance(pieces["layers"], list) == (layers <= 4)
-    found = whole(model, pieces) if layers <= 4 else pieces
+    apart = layers <= UNROLLED_LAYERS
+    assert isinstance(pieces["layers"], list) == apart
+    found = whole(model, pieces) if apart else pieces
     np.testing.assert_array_equal(found.pop("scorer_DV").T, params["unembedding"])
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert jax.tree.structure(found) == jax.tree.structure(params)
