@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from polaris_jax.ops.matmul import matmul
+
 
 class Weights(NamedTuple):
     """Of a linear layer: kernel [in, out], the scale [out] of its columns where they are codes (rollout/quantise.py),
@@ -52,7 +54,7 @@ def project(x: jax.Array, *layers: Weights, merged: bool = False) -> list[jax.Ar
     x_ND, outs = x.reshape(-1, x.shape[-1]), []
     for kernel, scale, bias in layers:
         if scale is None:
-            y = x_ND @ kernel
+            y = matmul(x_ND, kernel, kernel.dtype)
         else:
             y = (jnp.matmul(x_ND, kernel, preferred_element_type=jnp.float32) * scale).astype(kernel.dtype)
         outs.append((y if bias is None else y + bias).reshape(*x.shape[:-1], -1))

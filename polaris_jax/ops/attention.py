@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from polaris_jax.ops.blockwise_attention import blockwise_attention
 from polaris_jax.ops.cudnn import DTYPES, cudnn_context_attention
+from polaris_jax.ops.matmul import matmul
 from polaris_jax.ops.splash import splash_attention
 
 DENSE = 768  # rows up to this long keep their scores for the backward pass, longer ones go block by block
@@ -127,12 +128,11 @@ def visible(q_tokens: tuple, k_tokens: tuple) -> jax.Array:
 def _dense(q_BKGTd, k_BKSd, v_BKSd, bias_BTS):
     """The softmax is normalised after the product with v, so that no pass over the scores is needed for it."""
     B, K, G, T, d = q_BKGTd.shape
-    f32 = jnp.float32
-    scores_BKNS = jnp.einsum("BKNd,BKSd->BKNS", q_BKGTd.reshape(B, K, G * T, d), k_BKSd, preferred_element_type=f32)
+    scores_BKNS = matmul(q_BKGTd.reshape(B, K, G * T, d), k_BKSd.mT, "float32")
     scores_BKGTS = scores_BKNS.reshape(B, K, G, T, -1) + bias_BTS[:, None, None]
     largest_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True))
     weights_BKGTS = jnp.exp(scores_BKGTS - largest_BKGT1)
     total_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
     weights_BKNS = weights_BKGTS.astype(v_BKSd.dtype).reshape(B, K, G * T, -1)
-    out_BKNd = jnp.einsum("BKNS,BKSd->BKNd", weights_BKNS, v_BKSd, preferred_element_type=f32)
+    out_BKNd = matmul(weights_BKNS, v_BKSd, "float32")
     return (out_BKNd.reshape(B, K, G, T, d) / total_BKGT1).astype(q_BKGTd.dtype)

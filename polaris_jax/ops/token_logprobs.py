@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from polaris_jax.ops.matmul import matmul
+
 CHUNK_LOGITS = 2**25  # float32 logits held at once, 128 MiB, on each device
 
 
@@ -60,7 +62,7 @@ def _flat_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, *, chunk
 
 def _chunk_logprobs(inputs, *, kernel_VD, temperature, axis):
     hidden_ND, targets_N = inputs
-    logits_NV = jnp.einsum("ND,VD->NV", hidden_ND, kernel_VD, preferred_element_type=jnp.float32) / temperature
+    logits_NV = matmul(hidden_ND, kernel_VD.mT, "float32") / temperature
     if axis is not None:
         targets_N = targets_N - jax.lax.axis_index(axis) * kernel_VD.shape[0]
     one_hot_NV = jax.nn.one_hot(targets_N, kernel_VD.shape[0], dtype=jnp.bool_)  # all false where another shard has it
