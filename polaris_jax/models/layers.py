@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from polaris_jax.ops.matmul import matmul
 
@@ -57,6 +58,7 @@ def project(x: jax.Array, *layers: Weights, merged: bool = False) -> list[jax.Ar
             y = matmul(x_ND, kernel, kernel.dtype)
         else:
             y = (jnp.matmul(x_ND, kernel, preferred_element_type=jnp.float32) * scale).astype(kernel.dtype)
+        y = checkpoint_name(y, "projection")
         outs.append((y if bias is None else y + bias).reshape(*x.shape[:-1], -1))
     return outs
 

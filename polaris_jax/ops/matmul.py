@@ -12,6 +12,8 @@ import jax.numpy as jnp
 def matmul(x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:
     """`x @ y` of [..., M, K] and [..., K, N] with the same leading axes, accumulated and returned in `dtype`.
 
+    Inside a `shard_map` that checks replication, x and y vary over the same mesh axes.
+
     On CPUs XLA hands a product to YNNPACK only where the left operand is contracted over its last axis; others, such as
     the gradient x.T @ d_out of a kernel, take Eigen's loops and up to 1.6 times as long. There the smaller of x and
     d_out is transposed in memory first.
@@ -33,11 +35,9 @@ def _plain(x, y, d_out, *, dtype):
 
 def _transposed_first(x, y, d_out):
     d_x = jnp.matmul(d_out, y.mT, preferred_element_type=x.dtype)
-    if x.size <= d_out.size:
-        d_y = _rows(x.mT, d_out, y.dtype)
-    else:
-        d_y = _rows(d_out.mT, x, y.dtype).mT
-    return d_x, d_y
+    if x.size > d_out.size:
+        return d_x, _rows(d_out.mT, x, y.dtype).mT
+    return d_x, _rows(x.mT, d_out, y.dtype)
 
 
 def _rows(x, y, dtype):

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from polaris_jax.ops.matmul import matmul
 
+ROWS = ("data", "fsdp", "context")  # mesh axes that the tokens are split over
 CHUNK_LOGITS = 2**25  # float32 logits held at once, 128 MiB, on each device
 
 
@@ -21,6 +22,8 @@ def token_logprobs(
     targets_BT: jax.Array,
     temperature: jax.Array | float = 1.0,
     *,
+    mask_BT: jax.Array | None = None,
+    slots: int | None = None,
     mesh: Mesh | None = None,
     chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -28,43 +31,63 @@ def token_logprobs(
 
     hidden_BTD: [B, T, D] in the compute dtype; unembedding_VD: float32 [V, D]; targets_BT: int32 [B, T]. Logits are
     accumulated and kept in float32. Both results are differentiable; the backward pass recomputes a chunk's logits.
+    slots: only that many tokens are looked at on each device, its first where `mask_BT` is not 0; both results are 0 for
+    all others. None: all tokens are.
     mesh: shards B over data and fsdp, T over context, V over tensor, as in `sharding/rules.py`; None: one device.
     chunk: tokens on each device whose logits exist at once; None: so many that they are `CHUNK_LOGITS` in all.
     """
     temperature = jnp.asarray(temperature, jnp.float32)
+    run, rows = partial(_device_logprobs, slots=slots, chunk=chunk), P(ROWS[:2], ROWS[2])
     if mesh is None or mesh.size == 1:
-        return _flat_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, chunk=chunk, axis=None)
-    rows = P(("data", "fsdp"), "context")
-    run = partial(_flat_logprobs, chunk=chunk, axis="tensor")
-    sharded = jax.shard_map(run, mesh=mesh, in_specs=(rows, P("tensor"), rows, P()), out_specs=(rows, rows))
-    return sharded(hidden_BTD, unembedding_VD, targets_BT, temperature)
+        run = partial(run, axis=None)
+    else:
+        places = (rows, P("tensor"), rows, P(), rows)
+        run = jax.shard_map(partial(run, axis="tensor"), mesh=mesh, in_specs=places, out_specs=(rows, rows))
+    mask_BT = jnp.ones(targets_BT.shape) if mask_BT is None else mask_BT
+    return run(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT)
 
 
-def _flat_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, *, chunk, axis):
-    """One device's tokens, flattened; `axis` is the mesh axis the vocabulary is split over."""
+def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT, *, slots, chunk, axis):
+    """One device's tokens; `axis` is the mesh axis the vocabulary is split over."""
+    hidden_ND, targets_N = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), targets_BT.reshape(-1)
+    flat = partial(_flat_logprobs, unembedding_VD=unembedding_VD, temperature=temperature, chunk=chunk, axis=axis)
+    if slots is None or slots == targets_N.size:
+        outs = flat(hidden_ND, targets_N)
+    else:
+        outside = targets_N.size
+        (chosen_S,) = jnp.nonzero(mask_BT.reshape(-1), size=slots, fill_value=outside)
+        chosen = partial(jnp.take, indices=chosen_S, axis=0, mode="fill", fill_value=0)
+        hidden_SD, targets_S = chosen(hidden_ND), chosen(targets_N)
+        zeros_N = jnp.zeros(outside, jnp.float32)
+        outs = (zeros_N.at[chosen_S].set(x_S, mode="drop") for x_S in flat(hidden_SD, targets_S))
+    logprobs_N, entropy_N = outs
+    return logprobs_N.reshape(targets_BT.shape), entropy_N.reshape(targets_BT.shape)
+
+
+def _flat_logprobs(hidden_ND, targets_N, *, unembedding_VD, temperature, chunk, axis):
     V, D = unembedding_VD.shape
-    tokens = targets_BT.size
+    tokens = len(targets_N)
     chunks = math.ceil(tokens / (chunk or max(1, CHUNK_LOGITS // V)))
     size = math.ceil(tokens / chunks)
-    kernel_VD = unembedding_VD.astype(hidden_BTD.dtype)
+    kernel_VD = unembedding_VD.astype(hidden_ND.dtype)
+    if axis is not None:
+        kernel_VD = jax.lax.pcast(kernel_VD, ROWS, to="varying")
     body = partial(_chunk_logprobs, kernel_VD=kernel_VD, temperature=temperature, axis=axis)
-    hidden_ND, targets_N = hidden_BTD.reshape(tokens, D), targets_BT.reshape(tokens)
     if chunks == 1:
-        logprobs_N, entropy_N = body((hidden_ND, targets_N))
-    else:
-        padding = chunks * size - tokens
-        hidden_CND = jnp.pad(hidden_ND, ((0, padding), (0, 0))).reshape(chunks, size, D)
-        targets_CN = jnp.pad(targets_N, (0, padding)).reshape(chunks, size)
-        logprobs_CN, entropy_CN = jax.lax.map(jax.checkpoint(body, prevent_cse=False), (hidden_CND, targets_CN))
-        logprobs_N, entropy_N = logprobs_CN.reshape(-1)[:tokens], entropy_CN.reshape(-1)[:tokens]
-    return logprobs_N.reshape(targets_BT.shape), entropy_N.reshape(targets_BT.shape)
+        return body((hidden_ND, targets_N))
+    padding = chunks * size - tokens
+    hidden_CND = jnp.pad(hidden_ND, ((0, padding), (0, 0))).reshape(chunks, size, D)
+    targets_CN = jnp.pad(targets_N, (0, padding)).reshape(chunks, size)
+    outs = jax.lax.map(jax.checkpoint(body, prevent_cse=False), (hidden_CND, targets_CN))
+    return tuple(x_CN.reshape(-1)[:tokens] for x_CN in outs)
 
 
 def _chunk_logprobs(inputs, *, kernel_VD, temperature, axis):
     hidden_ND, targets_N = inputs
-    logits_NV = matmul(hidden_ND, kernel_VD.mT, "float32") / temperature
     if axis is not None:
+        hidden_ND = jax.lax.pcast(hidden_ND, axis, to="varying")  # the gradient is summed over it
         targets_N = targets_N - jax.lax.axis_index(axis) * kernel_VD.shape[0]
+    logits_NV = matmul(hidden_ND, kernel_VD.mT, "float32") / temperature
     one_hot_NV = jax.nn.one_hot(targets_N, kernel_VD.shape[0], dtype=jnp.bool_)  # all false where another shard has it
     largest_N = jax.lax.stop_gradient(logits_NV.max(axis=-1))
     if axis is not None:

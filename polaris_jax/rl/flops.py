@@ -15,20 +15,26 @@ from polaris_jax.types import PackedBatch
 
 
 def update_flops(model: ModelConfig, batches: Sequence[PackedBatch]) -> float:
-    """Of one forward and backward pass over the real tokens of `batches`: what the model needs, no recomputation."""
-    tokens = pairs = 0
+    """Of one forward and backward pass over the real tokens of `batches`: what the loss needs, no recomputation."""
+    tokens = pairs = learnt = 0
     for batch in batches:
         real = np.asarray(batch.segment_ids) != 0
         tokens += int(real.sum())
+        learnt += int(np.count_nonzero(batch.mask))
         pairs += int((np.asarray(batch.positions)[real].astype(np.int64) + 1).sum())
-    return 3 * forward_flops(model, tokens, pairs)
+    return 3 * forward_flops(model, tokens, pairs, learnt)
 
 
-def forward_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
-    """2 per matmul parameter and token, and 4 per head dimension for each pair of tokens that see each other."""
-    matmul = model.num_parameters - (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
+def forward_flops(model: ModelConfig, tokens: float, pairs: float, unembedded: float | None = None) -> float:
+    """2 per matmul parameter and token, and 4 per head dimension for each pair of tokens that see each other.
+
+    unembedded: tokens whose logits are needed; None: all.
+    """
+    unembedding = model.vocab_size * model.hidden_size
+    layers = model.num_parameters - unembedding * (1 if model.tie_word_embeddings else 2)
+    unembedded = tokens if unembedded is None else unembedded
     attention = 4 * model.num_hidden_layers * model.num_attention_heads * model.head_dim
-    return 2.0 * matmul * tokens + float(attention) * pairs
+    return 2.0 * (layers * tokens + unembedding * unembedded) + float(attention) * pairs
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,51 +22,61 @@ from polaris_jax.rl.losses import LOSSES, denominator, importance_cap, k3, segme
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.types import PackedBatch
 
+SLOTS_STEP = 256
+
 
 def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
-    """`logprobs(params, rows, temperature) -> (logprobs, entropy)`, float32 [R, T]; to be jitted or differentiated."""
+    """`logprobs(params, rows, temperature, slots=None) -> (logprobs, entropy)`, float32 [R, T].
+
+    To be jitted or differentiated. slots, an int from `learnt_slots`: only where `rows.mask` is 1, and 0 elsewhere.
+    """
     transformer = Transformer(model, sharded_attention(mesh))
 
-    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array):
+    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, slots: int | None = None):
         with mesh, nn.logical_axis_rules(RULES):
             hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
-        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, mesh=mesh)
+        place = dict(mask_BT=rows.mask, slots=slots, mesh=mesh)
+        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **place)
 
     return logprobs
 
 
 def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
-    """The jitted `accumulate(grads, params, rows, old, reference, temperature, loss_scale) -> (grads, totals)`.
+    """The jitted `accumulate(grads, params, rows, old, reference, temperature, loss_scale, slots) -> (grads, totals)`.
 
     Adds the gradient of one more `PackedBatch` to grads, which are donated; totals are those of that batch alone.
-    Arguments and results are those of `make_gradient`.
+    Arguments and results are those of `make_gradient`; slots is static.
     """
     logprobs_of = make_logprobs(model, mesh)
     settings = dict(algorithm=config.algorithm, recorded=takes_recorded(config), cap=importance_cap(config))
-    row_loss = partial(_row_loss, logprobs_of=logprobs_of, **settings)
+    row_loss = partial(_row_loss, **settings)
 
-    def accumulate(grads, params, rows, old, reference, temperature, loss_scale):
-        new, totals = jax.grad(row_loss, has_aux=True)(params, rows, old, reference, temperature, loss_scale)
+    def accumulate(grads, params, rows, old, reference, temperature, loss_scale, slots=None):
+        loss = partial(row_loss, logprobs_of=partial(logprobs_of, slots=slots))
+        new, totals = jax.grad(loss, has_aux=True)(params, rows, old, reference, temperature, loss_scale)
         return jax.tree.map(jnp.add, grads, new), totals
 
-    return jax.jit(accumulate, donate_argnums=0, out_shardings=(param_shardings(model, mesh), replicated(mesh)))
+    shardings = param_shardings(model, mesh), replicated(mesh)
+    return jax.jit(accumulate, donate_argnums=0, static_argnums=7, out_shardings=shardings)
 
 
 def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
-    """Builds `gradient(params, rows, olds, references, temperature, loss_scale) -> (grads, totals)`.
+    """Builds `gradient(params, rows, olds, references, temperature, loss_scale, slots=None) -> (grads, totals)`.
 
     rows: list of `PackedBatch` on the mesh. olds, references: for each its old and its reference log-probs, float32
     [R, T]; None for an old means the current ones, for a reference that there is no KL term. loss_scale: multiplies
-    the loss before the backward pass. grads: of the summed loss, float32, sharded as the parameters. totals: (sums,
-    extremes), dicts of scalars; `divisor` tells what to divide grads and the summed loss by.
+    the loss before the backward pass. slots: for each of rows its `learnt_slots`; None: all slots. grads: of the summed
+    loss, float32, sharded as the parameters. totals: (sums, extremes), dicts of scalars; `divisor` tells what to divide
+    grads and the summed loss by.
     """
     accumulate, merge = make_accumulate(model, config, mesh), jax.jit(_merge, out_shardings=replicated(mesh))
     zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
 
-    def gradient(params, rows, olds, references, temperature, loss_scale):
+    def gradient(params, rows, olds, references, temperature, loss_scale, slots=None):
         grads, totals = zeros(params), None
-        for batch, old, reference in zip(rows, olds, references, strict=True):
-            grads, new = accumulate(grads, params, batch, old, reference, temperature, loss_scale)
+        slots = slots or [None] * len(rows)
+        for batch, old, reference, count in zip(rows, olds, references, slots, strict=True):
+            grads, new = accumulate(grads, params, batch, old, reference, temperature, loss_scale, count)
             totals = new if totals is None else merge(totals, new)
             jax.block_until_ready((grads, totals))  # else the CPU holds the activations of several batches
         return grads, totals
@@ -136,3 +147,17 @@ def put_rows(batch: PackedBatch, mesh: Mesh) -> PackedBatch:
     if sharding.is_fully_addressable:
         return jax.device_put(batch, PackedBatch(*[sharding] * len(batch)))
     return PackedBatch(*(jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index]) for x in batch))
+
+
+def learnt_slots(batch: PackedBatch, mesh: Mesh) -> int:
+    """Slots of each device that hold all its learnt tokens when `put_rows` has put the batch: only they are unembedded.
+
+    A multiple of `SLOTS_STEP` or of a sixteenth of the device's slots, whichever is more, so that few programs are
+    compiled; the same on every process.
+    """
+    groups, parts = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["context"]
+    learnt = np.pad(batch.mask > 0, ((0, -len(batch.mask) % groups), (0, 0)))
+    most = learnt.reshape(groups, -1, parts, learnt.shape[1] // parts).sum(axis=(1, 3)).max()
+    slots = learnt.size // (groups * parts)
+    step = max(SLOTS_STEP, math.ceil(slots / 16))
+    return min(slots, step * max(1, math.ceil(most / step)))

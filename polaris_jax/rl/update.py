@@ -16,7 +16,7 @@ from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.flops import matmul_peak, update_flops
-from polaris_jax.rl.gradients import divisor, make_gradient, make_logprobs, put_rows
+from polaris_jax.rl.gradients import divisor, learnt_slots, make_gradient, make_logprobs, put_rows
 from polaris_jax.sharding.rules import replicated, rows_sharding
 from polaris_jax.training.optimizer import adamw
 from polaris_jax.training.state import TrainState, state_shardings
@@ -62,7 +62,7 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh)
     alone = alone_in_rows(mesh, model.dtype)
     logprobs_of = make_logprobs(model, mesh)
-    forward = jax.jit(lambda *args: logprobs_of(*args)[0], out_shardings=rows_sharding(mesh))
+    forward = jax.jit(lambda *args: logprobs_of(*args)[0], static_argnums=3, out_shardings=rows_sharding(mesh))
 
     def update(
         state: TrainState, batches: list[PackedBatch], temperature: float
@@ -73,22 +73,23 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
         if alone and any(np.abs(batch.segment_ids).max() > 1 for batch in batches):
             raise ValueError("this mesh's attention kernel needs `pack(..., alone=True)`: a row has several")
         rows = [put_rows(batch, mesh) for batch in batches]
+        slots = [learnt_slots(batch, mesh) for batch in batches]
         olds = references = [None] * len(rows)
         if minibatches * epochs > 1:
-            olds = [forward(state.params, batch, temperature) for batch in rows]
+            olds = [forward(state.params, batch, temperature, n) for batch, n in zip(rows, slots, strict=True)]
         if config.algorithm.kl:
-            references = [forward(reference, batch, temperature) for batch in rows]
+            references = [forward(reference, batch, temperature, n) for batch, n in zip(rows, slots, strict=True)]
         history = []
         for _ in range(epochs):
             for part in np.array_split(np.arange(len(batches)), minibatches):
                 part = [i for i in part if batches[i].mask.any()]
                 if not part:
                     raise ValueError("a batch, or a mini-batch of it, has no token to learn from")
-                chosen = ([values[i] for i in part] for values in (rows, olds, references))
+                *chosen, counts = ([values[i] for i in part] for values in (rows, olds, references, slots))
                 scale = state.opt_state.loss_scale
                 if not recorded:  # what the sampler could not tell is not to be learnt: skipped and counted, too
                     scale = scale * np.nan
-                grads, totals = gradient(state.params, *chosen, temperature, scale)
+                grads, totals = gradient(state.params, *chosen, temperature, scale, counts)
                 state, metrics = apply(state, grads, totals)
                 history.append(metrics)
         state = state._replace(step=state.step + 1)

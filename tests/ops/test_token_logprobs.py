@@ -48,6 +48,26 @@ def test_half_precision_hidden_states_keep_float32_logits():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("slots", [8, 13, 21])
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_slots_that_are_left_out_have_no_part_in_values_and_gradients(chunk, slots):
+    mask = np.zeros((B, T), np.float32)
+    mask.reshape(-1)[[0, 2, 3, 8, 13, 19, 20]] = 1
+
+    def total(hidden, unembedding, **chosen):
+        found = token_logprobs(hidden, unembedding, TARGETS, 0.9, chunk=chunk, **chosen)
+        return sum((w * x * mask).sum() for w, x in zip(WEIGHTS, found, strict=True)), found
+
+    every, chosen = (
+        jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(HIDDEN, UNEMBEDDING, **some)
+        for some in ({}, dict(mask_BT=mask, slots=slots))
+    )
+    for found, expected in zip(chosen[0][1], every[0][1], strict=True):
+        np.testing.assert_allclose(found[mask > 0], expected[mask > 0], atol=1e-5)
+        assert slots == B * T or not found[mask == 0].any()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), chosen[1], every[1])
+
+
 def test_large_logits_stay_finite():
     logprobs, entropy = token_logprobs(HIDDEN * 1e4, UNEMBEDDING, TARGETS, 1.0)
     assert np.isfinite(logprobs).all()

@@ -60,14 +60,17 @@ def sequences(groups):
     return from_rollouts(groups, np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32))
 
 
-def policy_gradient(params, sequences, config, temperature=0.8, model=MODEL, mesh=None, batches=None, old=None):
+def policy_gradient(
+    params, sequences, config, temperature=0.8, model=MODEL, mesh=None, batches=None, old=None, slots=None
+):
     """Gradient and loss of the whole batch, divided once; on one device where no mesh is given."""
     mesh = mesh or make_mesh({}, jax.devices()[:1])
     batches = batches or pack(sequences, config.updates)[0]
     rows = [put_rows(batch, mesh) for batch in batches]
     olds = [None] * len(rows) if old is None else old
     gradient = make_gradient(model, config, mesh)
-    grads, (sums, _) = gradient(params, rows, olds, [None] * len(rows), np.float32(temperature), np.float32(1))
+    rest = olds, [None] * len(rows), np.float32(temperature), np.float32(1), slots
+    grads, (sums, _) = gradient(params, rows, *rest)
     count = divisor(sums, config)
     return jax.tree.map(lambda g: np.asarray(g / count), grads), float(sums["loss"] / count)
 

@@ -5,12 +5,16 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AbstractMesh
 
 from polaris_jax.models.transformer import REMAT_POLICIES
-from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
+from polaris_jax.rl.gradients import SLOTS_STEP, learnt_slots, make_gradient, make_logprobs, put_rows
 from polaris_jax.rl.losses import QUANTISED_CAP, importance_cap
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.mesh import AXES, make_mesh
+from polaris_jax.types import PackedBatch
 
 from .conftest import policy_gradient, relative_error
 
@@ -50,6 +54,36 @@ def test_gradient_does_not_depend_on_how_rows_are_made(name, params, sequences, 
 def test_gradient_does_not_depend_on_the_order_of_sequences(params, sequences, config, expected):
     found = policy_gradient(params, sequences[::-1], config)
     assert relative_error(found[0], expected[0]) < 1e-5
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+def test_gradient_and_loss_do_not_need_the_slots_that_are_not_learnt(loss, params, sequences, config):
+    config.algorithm.loss, config.updates.rows = loss, 2
+    batches, _ = pack(sequences, config.updates)
+    counts = [int(batch.mask.sum()) for batch in batches]
+    assert any(count < batch.mask.size for count, batch in zip(counts, batches, strict=True))
+    found, every = (policy_gradient(params, sequences, config, slots=slots) for slots in (counts, None))
+    assert relative_error(found[0], every[0]) < 1e-5
+    assert found[1] == pytest.approx(every[1], rel=1e-5)
+
+
+@given(st.data())
+def test_learnt_slots_hold_what_is_learnt_on_every_device(data):
+    sizes = st.sampled_from([1, 2, 4])
+    mesh = AbstractMesh(tuple(data.draw(sizes) for _ in AXES), AXES)
+    rows, length = data.draw(st.integers(1, 9)), 64 * data.draw(st.integers(1, 20))
+    mask = np.random.default_rng(0).random((rows, length)) < data.draw(st.floats(0, 1))
+    found = learnt_slots(PackedBatch(*[mask] * 7), mesh)
+    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    per_group = -(-rows // groups)
+    parts = [
+        part.sum()
+        for group in range(groups)
+        for part in np.split(mask[group * per_group : (group + 1) * per_group], mesh.shape["context"], axis=1)
+    ]
+    slots = per_group * length // mesh.shape["context"]
+    assert max(parts) <= found <= slots
+    assert found == slots or found - max(parts) < max(SLOTS_STEP, slots / 16 + 1) or max(parts) == 0
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "constant"])
