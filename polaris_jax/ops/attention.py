@@ -110,10 +110,10 @@ def _attend(q_BTHd, k_BSKd, v_BSKd, q_tokens, k_tokens, start):
         blocks = next((n for n in CAUSAL_BLOCKS if S == T and T % (16 * n) == 0), 1)
         ends = [T // blocks * (i + 1) for i in range(blocks)]
         parts = []
-        for begin, end in zip([0, *ends], ends, strict=False):
-            queries, seen = slice(begin, end), slice(0, end if blocks > 1 else S)
+        for q_BKGtd, end in zip(jax.lax.split(q_BKGTd, [T // blocks] * blocks, axis=3), ends, strict=True):
+            queries, seen = slice(end - T // blocks, end), slice(0, end if blocks > 1 else S)
             bias_BtS = bias_BTS[:, queries, seen]
-            parts.append(_dense(q_BKGTd[:, :, :, queries], k_BKSd[:, :, seen], v_BKSd[:, :, seen], bias_BtS))
+            parts.append(_dense(q_BKGtd, k_BKSd[:, :, seen], v_BKSd[:, :, seen], bias_BtS))
         out_BKGTd = jnp.concatenate(parts, axis=3)
     return out_BKGTd.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 

@@ -31,8 +31,8 @@ def token_logprobs(
 
     hidden_BTD: [B, T, D] in the compute dtype; unembedding_VD: float32 [V, D]; targets_BT: int32 [B, T]. Logits are
     accumulated and kept in float32. Both results are differentiable; the backward pass recomputes a chunk's logits.
-    slots: only that many tokens are looked at on each device, its first where `mask_BT` is not 0; both results are 0 for
-    all others. None: all tokens are.
+    slots: that many tokens are looked at on each device, its first where `mask_BT` is not 0; both results are 0 for all
+    others. None: all tokens are.
     mesh: shards B over data and fsdp, T over context, V over tensor, as in `sharding/rules.py`; None: one device.
     chunk: tokens on each device whose logits exist at once; None: so many that they are `CHUNK_LOGITS` in all.
     """
@@ -88,15 +88,33 @@ def _chunk_logprobs(inputs, *, kernel_VD, temperature, axis):
         hidden_ND = jax.lax.pcast(hidden_ND, axis, to="varying")  # the gradient is summed over it
         targets_N = targets_N - jax.lax.axis_index(axis) * kernel_VD.shape[0]
     logits_NV = matmul(hidden_ND, kernel_VD.mT, "float32") / temperature
-    one_hot_NV = jax.nn.one_hot(targets_N, kernel_VD.shape[0], dtype=jnp.bool_)  # all false where another shard has it
     largest_N = jax.lax.stop_gradient(logits_NV.max(axis=-1))
     if axis is not None:
         largest_N = jax.lax.pmax(largest_N, axis)
     logits_NV = logits_NV - largest_N[:, None]
     exp_NV = jnp.exp(logits_NV)
-    sums = (exp_NV.sum(-1), (exp_NV * logits_NV).sum(-1), jnp.where(one_hot_NV, logits_NV, 0).sum(-1))
+    sums = (exp_NV.sum(-1), (exp_NV * logits_NV).sum(-1), _chosen(logits_NV, targets_N))
     if axis is not None:
         sums = jax.lax.psum(sums, axis)
     total_N, weighted_N, chosen_N = sums
     log_total_N = jnp.log(total_N)
     return chosen_N - log_total_N, log_total_N - weighted_N / total_N
+
+
+@jax.custom_vjp
+def _chosen(logits_NV, targets_N):
+    """The targets' logits, 0 where another shard has the target; for the gradient no array is scattered into."""
+    places = jnp.arange(len(targets_N)), targets_N
+    return logits_NV.at[places].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+
+
+def _chosen_forward(logits_NV, targets_N):
+    return _chosen(logits_NV, targets_N), (targets_N, logits_NV[:0])
+
+
+def _chosen_backward(saved, d_N):
+    targets_N, empty_0V = saved
+    return jnp.where(jax.nn.one_hot(targets_N, empty_0V.shape[1], dtype=jnp.bool_), d_N[:, None], 0), None
+
+
+_chosen.defvjp(_chosen_forward, _chosen_backward)
