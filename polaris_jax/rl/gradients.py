@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -72,6 +73,9 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
     accumulate, merge = make_accumulate(model, config, mesh), jax.jit(_merge, out_shardings=replicated(mesh))
     zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
 
+    # A moment after its results are ready the CPU client frees the memory that a program needed.
+    pause = 5e-4 if mesh.devices.flat[0].platform == "cpu" else 0.0
+
     def gradient(params, rows, olds, references, temperature, loss_scale, slots=None):
         grads, totals = zeros(params), None
         slots = slots or [None] * len(rows)
@@ -79,6 +83,7 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
             grads, new = accumulate(grads, params, batch, old, reference, temperature, loss_scale, count)
             totals = new if totals is None else merge(totals, new)
             jax.block_until_ready((grads, totals))  # else the CPU holds the activations of several batches
+            time.sleep(pause)
         return grads, totals
 
     return gradient
