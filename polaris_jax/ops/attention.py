@@ -108,10 +108,10 @@ def _attend(q_BTHd, k_BSKd, v_BSKd, q_tokens, k_tokens, start):
     else:
         bias_BTS = jnp.where(visible(q_tokens, k_tokens), 0.0, HIDDEN)
         blocks = next((n for n in CAUSAL_BLOCKS if S == T and T % (16 * n) == 0), 1)
-        ends = [T // blocks * (i + 1) for i in range(blocks)]
-        parts = []
-        for q_BKGtd, end in zip(jax.lax.split(q_BKGTd, [T // blocks] * blocks, axis=3), ends, strict=True):
-            queries, seen = slice(end - T // blocks, end), slice(0, end if blocks > 1 else S)
+        size, parts = T // blocks, []
+        for i, q_BKGtd in enumerate(jax.lax.split(q_BKGTd, [size] * blocks, axis=3)):
+            end = (i + 1) * size
+            queries, seen = slice(end - size, end), slice(0, end if blocks > 1 else S)
             bias_BtS = bias_BTS[:, queries, seen]
             parts.append(_dense(q_BKGtd, k_BKSd[:, :, seen], v_BKSd[:, :, seen], bias_BtS))
         out_BKGTd = jnp.concatenate(parts, axis=3)

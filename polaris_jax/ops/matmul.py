@@ -36,11 +36,11 @@ def _plain(x, y, d_out, *, dtype):
 def _transposed_first(x, y, d_out):
     d_x = jnp.matmul(d_out, y.mT, preferred_element_type=x.dtype)
     if x.size > d_out.size:
-        return d_x, _rows(d_out.mT, x, y.dtype).mT
-    return d_x, _rows(x.mT, d_out, y.dtype)
+        return d_x, _unfolded(d_out.mT, x, y.dtype).mT
+    return d_x, _unfolded(x.mT, d_out, y.dtype)
 
 
-def _rows(x, y, dtype):
+def _unfolded(x, y, dtype):
     """x @ y, where XLA must not fold a transposition before or after it into the product."""
     x = jax.lax.optimization_barrier(x)
     return jax.lax.optimization_barrier(jnp.matmul(x, y, preferred_element_type=dtype))

@@ -31,8 +31,8 @@ def token_logprobs(
 
     hidden_BTD: [B, T, D] in the compute dtype; unembedding_VD: float32 [V, D]; targets_BT: int32 [B, T]. Logits are
     accumulated and kept in float32. Both results are differentiable; the backward pass recomputes a chunk's logits.
-    slots: that many tokens are looked at on each device, its first where `mask_BT` is not 0; both results are 0 for all
-    others. None: all tokens are.
+    slots: that many tokens are looked at on each device, its first where `mask_BT` is not 0; where that is not all of
+    them, both results are 0 for the others. None: all tokens are.
     mesh: shards B over data and fsdp, T over context, V over tensor, as in `sharding/rules.py`; None: one device.
     chunk: tokens on each device whose logits exist at once; None: so many that they are `CHUNK_LOGITS` in all.
     """
@@ -51,14 +51,14 @@ def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_B
     """One device's tokens; `axis` is the mesh axis the vocabulary is split over."""
     hidden_ND, targets_N = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), targets_BT.reshape(-1)
     flat = partial(_flat_logprobs, unembedding_VD=unembedding_VD, temperature=temperature, chunk=chunk, axis=axis)
-    if slots is None or slots == targets_N.size:
+    tokens = targets_N.size
+    if slots is None or slots == tokens:
         outs = flat(hidden_ND, targets_N)
     else:
-        outside = targets_N.size
-        (chosen_S,) = jnp.nonzero(mask_BT.reshape(-1), size=slots, fill_value=outside)
+        (chosen_S,) = jnp.nonzero(mask_BT.reshape(-1), size=slots, fill_value=tokens)
         chosen = partial(jnp.take, indices=chosen_S, axis=0, mode="fill", fill_value=0)
         hidden_SD, targets_S = chosen(hidden_ND), chosen(targets_N)
-        zeros_N = jnp.zeros(outside, jnp.float32)
+        zeros_N = jnp.zeros(tokens, jnp.float32)
         outs = (zeros_N.at[chosen_S].set(x_S, mode="drop") for x_S in flat(hidden_SD, targets_S))
     logprobs_N, entropy_N = outs
     return logprobs_N.reshape(targets_BT.shape), entropy_N.reshape(targets_BT.shape)

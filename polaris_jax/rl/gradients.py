@@ -23,21 +23,21 @@ from polaris_jax.rl.losses import LOSSES, denominator, importance_cap, k3, segme
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.types import PackedBatch
 
-SLOTS_STEP = 256
+SLOTS_STEP = 256  # see `learnt_slots`
 
 
 def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
     """`logprobs(params, rows, temperature, slots=None) -> (logprobs, entropy)`, float32 [R, T].
 
-    To be jitted or differentiated. slots, an int from `learnt_slots`: only where `rows.mask` is 1, and 0 elsewhere.
+    To be jitted or differentiated. slots, an int from `learnt_slots`: values count only where `rows.mask` is 1.
     """
     transformer = Transformer(model, sharded_attention(mesh))
 
     def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, slots: int | None = None):
         with mesh, nn.logical_axis_rules(RULES):
             hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
-        place = dict(mask_BT=rows.mask, slots=slots, mesh=mesh)
-        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **place)
+        unembedding_VD, learnt = unembedding(params, model), dict(mask_BT=rows.mask, slots=slots)
+        return token_logprobs(hidden, unembedding_VD, rows.targets, temperature, mesh=mesh, **learnt)
 
     return logprobs
 
@@ -50,10 +50,9 @@ def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Calla
     """
     logprobs_of = make_logprobs(model, mesh)
     settings = dict(algorithm=config.algorithm, recorded=takes_recorded(config), cap=importance_cap(config))
-    row_loss = partial(_row_loss, **settings)
 
     def accumulate(grads, params, rows, old, reference, temperature, loss_scale, slots=None):
-        loss = partial(row_loss, logprobs_of=partial(logprobs_of, slots=slots))
+        loss = partial(_row_loss, logprobs_of=partial(logprobs_of, slots=slots), **settings)
         new, totals = jax.grad(loss, has_aux=True)(params, rows, old, reference, temperature, loss_scale)
         return jax.tree.map(jnp.add, grads, new), totals
 
