@@ -55,14 +55,12 @@ def make_prompts() -> np.ndarray:
     return np.random.default_rng(1).integers(2, MODEL.vocab_size, (PROMPTS, PROMPT)).astype(np.int32)
 
 
-def ours(
-    limits: np.ndarray, row_lengths: tuple[int, ...], tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[float], dict[str, float]]:
+def ours(limits: np.ndarray, workload: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[float], dict[str, float]]:
     """Seconds of each timed step, and the metrics of the last."""
     config = get_config()
     longest = int(limits.max())
     config.rollout.update(prompts=PROMPTS, samples=SAMPLES, slots=limits.size, max_response_tokens=longest)
-    config.updates.row_lengths, config.updates.rows = row_lengths, ROWS
+    config.updates.row_lengths, config.updates.rows = ROW_LENGTHS[workload], ROWS[workload]
     config.reward.workers = 1
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     engine = RolloutEngine(MODEL, mesh, config.rollout)
@@ -145,9 +143,8 @@ def main(_):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tokenizer = make_tokenizer()
     for name in WORKLOADS.value:
-        row_lengths = ROW_LENGTHS[name]
-        limits = response_lengths(PROMPTS, SAMPLES, row_lengths[-1] - PROMPT, ragged=name == "ragged")
-        seconds, metrics = ours(limits, row_lengths, tokenizer)
+        limits = response_lengths(PROMPTS, SAMPLES, ROW_LENGTHS[name][-1] - PROMPT, ragged=name == "ragged")
+        seconds, metrics = ours(limits, name, tokenizer)
         rate = 1 / statistics.median(seconds)
         line = {"workload": name, "ours": round(rate, 3), "tokens": int(limits.sum())}
         if PEER.value:

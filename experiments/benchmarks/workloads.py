@@ -6,8 +6,8 @@ from polaris_jax.models.presets import ModelConfig
 
 MODEL = ModelConfig(4096, 256, 768, 4, 8, 4, 32, dtype="float32")  # Qwen3 shape, tied
 PROMPT = 64  # tokens
-ROW_LENGTHS = {"fixed": (PROMPT + 256,), "ragged": (128, 192, 256, 320, 448, PROMPT + 512)}  # of updates
-ROWS = 4  # of one batch of an update
+ROW_LENGTHS = {"fixed": (PROMPT + 256,), "ragged": (128, 160, 192, 256, 320, 448, PROMPT + 512)}  # of updates
+ROWS = {"fixed": 4, "ragged": 3}  # of the longest in one batch of an update
 
 
 def response_lengths(prompts: int, samples: int, longest: int, *, ragged: bool) -> np.ndarray:

@@ -23,6 +23,7 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
 from polaris_jax.rl.gradients import make_accumulate, make_logprobs
+from polaris_jax.rl.packing import rows_of
 from polaris_jax.rl.update import make_apply
 from polaris_jax.rollout import lane as lanes
 from polaris_jax.rollout.engine import pool_pages, sampler_model
@@ -109,7 +110,7 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     several, with_kl = config.updates.minibatches * config.updates.epochs > 1, config.algorithm.kl > 0
     lowered = {}
     for length in config.updates.row_lengths:
-        rows, values = _rows(config.updates.rows, length, mesh)
+        rows, values = _rows(rows_of(config.updates, length), length, mesh)
         rest = params, rows, values if several else None, values if with_kl else None, scalar, scalar
         lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
         if several or with_kl:

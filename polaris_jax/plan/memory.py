@@ -113,7 +113,7 @@ def _shard_sizes(model: ModelConfig, mesh: AbstractMesh) -> list[int]:
 
 
 def tokens_on_device(config: ConfigDict, mesh: AbstractMesh, row: int) -> int:
-    """Slots of a device in one call with rows of that many slots."""
+    """Slots of a device in one call with rows of that many slots, the longest there are."""
     rows = math.ceil(config.updates.rows / (mesh.shape["data"] * mesh.shape["fsdp"]))
     return rows * row // mesh.shape["context"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -57,12 +58,11 @@ def pack(
 ) -> tuple[list[PackedBatch], dict[str, float]]:
     """Packs by first-fit-decreasing into batches of [rows, row length], and tells how full they are.
 
-    updates: that section of the config. `rows`: of a batch; the last of each length may have a quarter, half or
-    three quarters of them, where that holds what is left. `row_lengths`: the lengths a row may have, in slots (a
-    sequence of n tokens takes n - 1); a sequence goes to the shortest that holds it, or to the free end of a longer
-    row. `minibatches`:
-    sequences are dealt in turn to this many parts, and the list returned splits into that many equal runs, one a
-    part (made equal with batches of padding, which are neither run nor counted).
+    updates: that section of the config. `row_lengths`: the lengths a row may have, in slots (a sequence of n tokens
+    takes n - 1); a sequence goes to the shortest that holds it, or to the free end of a longer row. `rows`: of a batch,
+    see `rows_of`; batches of a length share its rows evenly and may then have some eighths of that. `minibatches`:
+    sequences are dealt in turn to this many parts, and the list returned splits into that many equal runs, one a part
+    (made equal with batches of padding, which are neither run nor counted).
     alone: each sequence has a row of its own, see `ops.attention.alone_in_rows`.
 
     The segment ids of off-policy sequences are negative (`-segment` instead of `segment`); all else is as
@@ -74,8 +74,7 @@ def pack(
     for part in range(updates.minibatches):
         batches = []
         for length, bins in _fill(sequences[part :: updates.minibatches], lengths, alone).items():
-            chunks = [bins[i : i + updates.rows] for i in range(0, len(bins), updates.rows)]
-            batches += [_batch(chunk, _row_count(len(chunk), updates.rows), length) for chunk in chunks]
+            batches += [_batch(chunk, rows, length) for chunk, rows in _split(bins, rows_of(updates, length))]
         parts.append(batches)
     used = sum(len(sequence.tokens) - 1 for sequence in sequences)
     slots = sum(batch.tokens.size for batches in parts for batch in batches)
@@ -84,9 +83,21 @@ def pack(
     return batches, {"packing_efficiency": used / max(slots, 1)}
 
 
-def _row_count(needed: int, rows: int) -> int:
-    """The least quarter of `rows` that holds what is needed: few shapes to compile, little padding."""
-    return min(count for quarter in range(1, 5) if (count := rows * quarter // 4) >= needed)
+def rows_of(updates: ConfigDict, length: int) -> int:
+    """Rows of a full batch: `updates.rows` of the greatest length; of length n that, times how often n fits in it."""
+    return updates.rows * (max(updates.row_lengths) // length)
+
+
+def _split(bins: list, rows: int) -> list[tuple[list, int]]:
+    """Parts of about the same size, as few as there can be, and how many rows the batch of each has.
+
+    Those are eighths of `rows`, the most: few shapes to compile, little padding.
+    """
+    eighths = [rows * n // 8 for n in range(1, 9)]
+    count_for = lambda needed: min(count for count in eighths if count >= needed)  # noqa: E731
+    size = count_for(math.ceil(len(bins) / math.ceil(len(bins) / rows))) if bins else 1
+    parts = [bins[i : i + size] for i in range(0, len(bins), size)]
+    return [(part, count_for(len(part))) for part in parts]
 
 
 def _fill(sequences: Seq[Sequence], lengths: Seq[int], alone: bool) -> dict[int, list[list[Sequence]]]:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from polaris_jax.rl.packing import Sequence, from_rollouts, pack
+from polaris_jax.rl.packing import Sequence, from_rollouts, pack, rows_of
 
 
 def updates(row_lengths=(16, 48), rows=4, minibatches=1):
@@ -54,7 +54,7 @@ def test_every_sequence_is_packed_whole_and_once(lengths, rows, minibatches, see
     sequences = random_sequences(lengths, np.random.default_rng(seed))
     batches, metrics = pack(sequences, updates(rows=rows, minibatches=minibatches))
     assert unpack(batches) == expected(sequences)
-    assert all(batch.tokens.shape[1] in (16, 48) and len(batch.tokens) <= rows for batch in batches)
+    assert all(batch.tokens.shape[1] in (16, 48) and batch.tokens.size <= rows * 48 for batch in batches)
     assert len(batches) % minibatches == 0
     slots = sum(batch.tokens.size for batch in batches if batch.segment_ids.any())
     assert metrics["packing_efficiency"] == pytest.approx(sum(n - 1 for n in lengths) / slots)
@@ -75,6 +75,22 @@ def test_minibatches_deal_sequences_in_turn():
     half = len(batches) // 2
     assert unpack(batches[:half]) == expected(sequences[::2])
     assert unpack(batches[half:]) == expected(sequences[1::2])
+
+
+@pytest.mark.parametrize(("length", "rows"), [(16_384, 24), (32_768, 8), (53_248, 8)])
+def test_short_rows_come_as_many_as_take_the_slots_of_the_longest(length, rows):
+    assert rows_of(updates(row_lengths=(16_384, 32_768, 53_248), rows=8), length) == rows
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"),
+    [(0, []), (1, [2]), (2, [2]), (5, [6]), (9, [9]), (14, [15]), (16, [18]), (18, [18]), (19, [11, 9]), (36, [18, 18]),
+     (40, [15, 15, 11])],
+)  # fmt: skip
+def test_batches_of_a_length_share_its_rows_evenly_in_eighths(count, rows):
+    sequences = random_sequences([49] + [17] * count, np.random.default_rng(0))
+    batches, _ = pack(sequences, updates(row_lengths=(16, 48), rows=6), alone=True)
+    assert [len(batch.tokens) for batch in batches if batch.tokens.shape[1] == 16] == rows
 
 
 def test_many_short_sequences_fill_their_rows():
