@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -94,14 +95,13 @@ def _split(bins: list, rows: int) -> list[tuple[list, int]]:
     Those are eighths of `rows`, the most: few shapes to compile, little padding.
     """
     eighths = [rows * n // 8 for n in range(1, 9)]
-    count_for = lambda needed: min(count for count in eighths if count >= needed)  # noqa: E731
-    size = count_for(math.ceil(len(bins) / math.ceil(len(bins) / rows))) if bins else 1
+    size = eighths[bisect_left(eighths, math.ceil(len(bins) / math.ceil(len(bins) / rows)))]
     parts = [bins[i : i + size] for i in range(0, len(bins), size)]
-    return [(part, count_for(len(part))) for part in parts]
+    return [(part, eighths[bisect_left(eighths, len(part))]) for part in parts]
 
 
 def _fill(sequences: Seq[Sequence], lengths: Seq[int], alone: bool) -> dict[int, list[list[Sequence]]]:
-    """First-fit-decreasing: for each row length the rows, each a list of sequences that fit in it."""
+    """First-fit-decreasing: for each row length in use the rows, each a list of sequences that fit in it."""
     bins: dict[int, list[list[Sequence]]] = {length: [] for length in lengths}
     free: dict[int, list[int]] = {length: [] for length in lengths}
     for sequence in sorted(sequences, key=lambda sequence: -len(sequence.tokens)):
@@ -121,7 +121,7 @@ def _fill(sequences: Seq[Sequence], lengths: Seq[int], alone: bool) -> dict[int,
         else:
             bins[length].append([sequence])
             free[length].append(0 if alone else length - size)
-    return bins
+    return {length: rows for length, rows in bins.items() if rows}
 
 
 def _batch(bins: Seq[Seq[Sequence]], rows: int, length: int) -> PackedBatch:
