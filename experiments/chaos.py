@@ -30,10 +30,10 @@ from polaris_jax import cli
 from polaris_jax import config as configs
 from polaris_jax.errors import PREEMPTED
 from polaris_jax.evaluation import difficulty, job
-from polaris_jax.preemption import preemptible
 from polaris_jax.rewards import VerifierPool
+from polaris_jax.runs.start import enable_compilation_cache
+from polaris_jax.supervision.preemption import preemptible
 from polaris_jax.training import checkpoint, loop, metrics, recipe, sft, step
-from polaris_jax.training.start import enable_compilation_cache
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "Where the runs go; emptied first.")
 KINDS = flags.DEFINE_list("kinds", ["kill", "sigterm", "workers", "damage", "full"], "Which faults.")

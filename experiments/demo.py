@@ -20,8 +20,9 @@ from polaris_jax import config as configs
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.evaluation import job
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.runs import start
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import loop, sft, start
+from polaris_jax.training import loop, sft
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "The config; --config.KEY=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything goes.")

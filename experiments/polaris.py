@@ -15,10 +15,10 @@ from rich.console import Console
 
 from polaris_jax import cli
 from polaris_jax.evaluation import report
-from polaris_jax.preemption import preemptible
+from polaris_jax.runs.start import enable_compilation_cache
 from polaris_jax.sharding.multihost import is_writer
+from polaris_jax.supervision.preemption import preemptible
 from polaris_jax.training import recipe
-from polaris_jax.training.start import enable_compilation_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. An unfinished run there is gone on with.")

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from configs import base
 from polaris_jax.errors import UserError, redact
 from polaris_jax.models.transformer import REMAT_POLICIES
+from polaris_jax.optim.optimizer import SCHEDULES
 from polaris_jax.rewards.pool import MIN_MEMORY_BYTES
 from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.losses import LOSSES
 from polaris_jax.rollout.quantise import CODES
 from polaris_jax.sharding.mesh import AXES
-from polaris_jax.training.optimizer import SCHEDULES
 
 # A stage may name these keys alone; every other key by its full path, such as "data.train". The temperature "search"
 # sets `search.on`.

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax import training
-from polaris_jax.training.start import enable_compilation_cache
+from polaris_jax.runs.start import enable_compilation_cache
 
 
 def sweep(

@@ -28,12 +28,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the rollout engine continues: the address of its randomness and the tokens.
+    """What the rollout engine continues: a problem, whose id addresses the randomness of its rollouts, and its tokens.
 
-    id: the problem's id. tokens: int32 [prompt], chat template applied.
+    tokens: int32 [prompt], chat template applied.
     """
 
-    id: str
+    problem: Problem
     tokens: np.ndarray
 
 
@@ -77,15 +77,19 @@ class Group:
 class PackedBatch(NamedTuple):
     """Sequences packed into rows, on the host as numpy or on devices as jax arrays; every field is [R, T].
 
-    A sequence of n tokens takes n - 1 slots: slot t reads `tokens` and predicts `targets`, the sequence's next token.
-    All per-token fields belong to the target.
+    A sequence of n tokens takes n - 1 places of a row: place t reads `tokens` and predicts `targets`, the sequence's
+    next token. All per-token fields belong to the target.
 
     tokens: int32. targets: int32. positions: int32, restarting at 0 for each sequence.
-    segment_ids: int32, 1, 2, ... within a row; 0 is padding; negative where the sequence is off-policy, so that its
-        ratio is taken to `behaviour_logprobs`.
-    mask: float32, 1 where the target is a token to learn from (a response token).
-    advantages: float32, the sequence's advantage on each of its learnt targets.
+    segment_ids: int32, 1, 2, ... within a row; 0 is padding.
+    mask: float32, 1 where the target is trained on (a response token).
+    advantages: float32, the sequence's advantage on each of its trained targets.
     behaviour_logprobs: float32, nats: the sampler's log-prob of the target.
+    off_policy: bool, whether the current policy did not sample the sequence, so that its ratio is taken to
+        `behaviour_logprobs`.
+    old_logprobs: float32, nats: the trainer's log-probs before the first of several updates on the batch; None where
+        there is one update, for which they are the current ones.
+    reference_logprobs: float32, nats: those of the reference model; None without a KL term.
     """
 
     tokens: Any
@@ -95,3 +99,6 @@ class PackedBatch(NamedTuple):
     mask: Any
     advantages: Any
     behaviour_logprobs: Any
+    off_policy: Any
+    old_logprobs: Any = None
+    reference_logprobs: Any = None

@@ -57,7 +57,7 @@ def smaller_config(**overrides):
 @pytest.fixture
 def tiny_config(monkeypatch):
     """`smaller_config`, with few problems."""
-    monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_PROBLEMS", 64)
+    monkeypatch.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 64)
     return smaller_config
 
 

@@ -22,7 +22,7 @@ from absl import app, flags
 from workloads import MODEL, PROMPT, ROW_LENGTHS, ROWS, response_lengths, transformers_model
 
 from configs.base import get_config
-from polaris_jax.rl.flops import matmul_peak, update_flops
+from polaris_jax.models.flops import matmul_peak, update_flops
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import make_update
 from polaris_jax.sharding.mesh import make_mesh

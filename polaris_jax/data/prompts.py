@@ -18,16 +18,16 @@ _STAND_IN = [{"role": "user", "content": "?"}]
 
 def make_prompts(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int | None = None
-) -> dict[str, Prompt]:
-    """Each problem as the user's message in the tokenizer's chat template, up to where the assistant begins, by id.
+) -> list[Prompt]:
+    """Each problem as the user's message in the tokenizer's chat template, up to where the assistant begins.
 
     Problems whose prompt has more than `max_prompt_tokens` tokens (None: any number) are left out and counted in the
     log.
     """
     texts = [_render(tokenizer, [{"role": "user", "content": problem.question}]) for problem in problems]
-    prompts = {p.id: Prompt(p.id, tokens) for p, tokens in zip(problems, _tokenize(tokenizer, texts), strict=True)}
+    prompts = list(map(Prompt, problems, _tokenize(tokenizer, texts)))
     most = sys.maxsize if max_prompt_tokens is None else max_prompt_tokens
-    kept = {name: prompt for name, prompt in prompts.items() if len(prompt.tokens) <= most}
+    kept = [prompt for prompt in prompts if len(prompt.tokens) <= most]
     if len(kept) < len(prompts):
         dropped = len(prompts) - len(kept)
         logging.warning("%d of %d prompts dropped: over %d tokens", dropped, len(prompts), most)

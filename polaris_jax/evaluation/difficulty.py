@@ -25,10 +25,10 @@ from polaris_jax.evaluation.records import Journal
 from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.runs.start import load_model, load_tokenizer, load_train_problems
+from polaris_jax.runs.workdir import hold
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import gather, is_writer
-from polaris_jax.training.start import load_model, load_tokenizer, load_train_problems
-from polaris_jax.training.workdir import hold
 from polaris_jax.types import Problem, Prompt
 
 

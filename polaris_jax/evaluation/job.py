@@ -21,10 +21,10 @@ from polaris_jax.evaluation.evaluate import Evaluation, Progress, evaluate, judg
 from polaris_jax.evaluation.records import Journal, read_responses, write_parquet
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.runs.start import load_model, load_tokenizer
+from polaris_jax.runs.workdir import hold
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import is_writer
-from polaris_jax.training.start import load_model, load_tokenizer
-from polaris_jax.training.workdir import hold
 from polaris_jax.types import Problem
 
 _SAMPLES = re.compile(r":(\d{1,6})$")

@@ -22,10 +22,10 @@ from polaris_jax.evaluation.records import Journal, group
 from polaris_jax.evaluation.scores import estimate
 from polaris_jax.rl.temperature import Zones, diversity, find_zones
 from polaris_jax.rollout import RolloutEngine
+from polaris_jax.runs.start import load_model, load_tokenizer
+from polaris_jax.runs.workdir import hold
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import is_writer
-from polaris_jax.training.start import load_model, load_tokenizer
-from polaris_jax.training.workdir import hold
 
 TEMPERATURES = tuple(round(0.6 + 0.1 * i, 6) for i in range(12))  # 0.6 ... 1.7
 COLORS = {"robust": "tab:green", "exploration": "tab:orange", "collapse": "tab:red"}

@@ -16,15 +16,15 @@ from polaris_jax.errors import UserError
 from polaris_jax.evaluation.job import make_sampling, verifier_pool
 from polaris_jax.gpu_check import kernels
 from polaris_jax.gpu_check.sizes import SIZES, Size
-from polaris_jax.rl.flops import matmul_peak
+from polaris_jax.models.flops import matmul_peak
 from polaris_jax.rl.gradients import make_logprobs, put_rows
 from polaris_jax.rl.losses import k3
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rl.update import make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.runs.start import load_tokenizer, load_train_problems
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
-from polaris_jax.training.start import load_tokenizer, load_train_problems
 from polaris_jax.training.state import init_state
 from polaris_jax.training.step import train_step
 from polaris_jax.types import Prompt
@@ -200,4 +200,4 @@ def _mask(length: int) -> np.ndarray:
 
 def _prompts(vocabulary: int, count: int, length: int) -> list[Prompt]:
     tokens = np.random.default_rng(1).integers(0, vocabulary, (count, length), np.int32)
-    return [Prompt(str(i), row) for i, row in enumerate(tokens)]
+    return [Prompt(Problem(str(i), "", ()), row) for i, row in enumerate(tokens)]

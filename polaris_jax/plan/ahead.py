@@ -22,17 +22,17 @@ from ml_collections import ConfigDict
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
+from polaris_jax.optim.optimizer import init_opt_state
 from polaris_jax.rl.gradients import make_accumulate, make_logprobs
 from polaris_jax.rl.packing import rows_of
 from polaris_jax.rl.update import make_apply
 from polaris_jax.rollout import lane as lanes
 from polaris_jax.rollout.engine import pool_pages, sampler_model
-from polaris_jax.rollout.handover import HandOver, lane_meshes
 from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.programs import Rows
 from polaris_jax.rollout.sampling import Sampling
+from polaris_jax.rollout.weight_sync import HandOver, lane_meshes
 from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
-from polaris_jax.training.optimizer import init_opt_state
 from polaris_jax.training.state import TrainState, state_shardings
 from polaris_jax.types import PackedBatch
 

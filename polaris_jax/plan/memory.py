@@ -22,13 +22,13 @@ from polaris_jax.models.rope import rope_tables
 from polaris_jax.models.transformer import REMAT_POLICIES, Block, init_params
 from polaris_jax.ops.attention import DENSE, packed_attention
 from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
+from polaris_jax.optim.optimizer import init_opt_state, opt_state_shardings
 from polaris_jax.rollout.engine import page_bytes, pool_pages
 from polaris_jax.rollout.kv_pages import pages_for
-from polaris_jax.rollout.lane import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
 from polaris_jax.rollout.quantise import weight_bytes
+from polaris_jax.rollout.replica import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
 from polaris_jax.sharding.mesh import AXES, axis_sizes
 from polaris_jax.sharding.rules import param_shapes, param_shardings
-from polaris_jax.training.optimizer import init_opt_state, opt_state_shardings
 from polaris_jax.types import PackedBatch
 
 PHASES = ("hand over", "prefill", "decode", "gradients", "apply")

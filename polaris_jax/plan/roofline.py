@@ -15,10 +15,10 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from polaris_jax.errors import UserError
+from polaris_jax.models.flops import forward_flops
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.plan.hardware import Hardware
 from polaris_jax.plan.memory import MASTER, cache_pages, kept_bytes, one_device, parameter_bytes, tokens_on_device
-from polaris_jax.rl.flops import forward_flops
 from polaris_jax.rollout.engine import page_bytes
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import AXES

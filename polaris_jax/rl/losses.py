@@ -94,11 +94,68 @@ def k3(log_ratio):
 
 
 def segment_sums(values_RT: jax.Array, segment_ids_RT: jax.Array) -> jax.Array:
-    """At each slot the sum of `values_RT` over its row's slots of the same segment; float32 [R, T]."""
+    """At each place the sum of `values_RT` over its row's places of the same segment; float32 [R, T]."""
     R, T = values_RT.shape
-    slots_RT = jnp.abs(segment_ids_RT) + jnp.arange(R)[:, None] * (T + 1)
-    sums_S = jax.ops.segment_sum(values_RT.reshape(-1), slots_RT.reshape(-1), num_segments=R * (T + 1))
-    return sums_S[slots_RT]
+    numbers_RT = segment_ids_RT + jnp.arange(R)[:, None] * (T + 1)
+    sums_N = jax.ops.segment_sum(values_RT.reshape(-1), numbers_RT.reshape(-1), num_segments=R * (T + 1))
+    return sums_N[numbers_RT]
+
+
+def batch_loss(
+    logprobs_RT: jax.Array, entropy_RT: jax.Array, rows: PackedBatch, config: ConfigDict
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+    """The loss of a batch, summed over its trained tokens, and its totals: (sums, extremes), dicts of scalars.
+
+    logprobs, entropy: float32 [R, T], of the current policy. The ratio's denominator is the recorded log-prob where
+    `takes_recorded` or the sequence is off-policy, else the old one of the trainer. Sums over several batches are
+    added, extremes are maximised; `divisor` says what to divide the summed loss by.
+    """
+    algorithm, trained = config.algorithm, rows.mask > 0
+    current = jax.lax.stop_gradient(logprobs_RT)
+    old = current if rows.old_logprobs is None else rows.old_logprobs
+    old = jnp.where(rows.off_policy | takes_recorded(config), rows.behaviour_logprobs, old)
+    loss, below, above = LOSSES[algorithm.loss](logprobs_RT, old, rows, algorithm)
+    weights = token_weights(rows, algorithm.aggregation)
+    if cap := importance_cap(config):
+        weights *= jnp.minimum(jnp.exp(old - rows.behaviour_logprobs), cap)
+    sums, extremes = {}, {}
+    if algorithm.kl:
+        loss += algorithm.kl * k3(rows.reference_logprobs - logprobs_RT)
+        sums["kl_reference"] = jnp.sum(rows.mask * k3(rows.reference_logprobs - current))
+    total = jnp.sum(jnp.where(trained, weights * loss, 0))
+    sums |= {
+        "tokens": jnp.sum(rows.mask),
+        "sequences": jnp.sum(rows.mask / jnp.maximum(segment_sums(rows.mask, rows.segment_ids), 1)),
+        "loss": total,
+        "entropy": jnp.sum(rows.mask * entropy_RT),
+    }
+    if algorithm.loss != "sft":  # what a response that was sampled has besides
+        gap = jnp.where(trained & ~rows.off_policy, current - rows.behaviour_logprobs, 0)
+        ratio = jnp.exp(jnp.where(trained, current - old, 0))
+        sums |= {
+            "clip_below": jnp.sum(rows.mask * below),
+            "clip_above": jnp.sum(rows.mask * above),
+            "sampler_trainer_gap": jnp.sum(jnp.abs(gap)),
+            "sampler_trainer_kl": jnp.sum(k3(gap)),
+        }
+        extremes = {
+            "ratio_max": jnp.max(ratio),
+            "negative_ratio_min": -jnp.min(ratio),
+            "sampler_trainer_ratio_max": jnp.exp(jnp.max(jnp.abs(gap))),
+        }
+    return total, (sums, extremes)
+
+
+def merge_totals(a: tuple[dict, dict], b: tuple[dict, dict]) -> tuple[dict, dict]:
+    """The totals of two batches together."""
+    return jax.tree.map(jnp.add, a[0], b[0]), jax.tree.map(jnp.maximum, a[1], b[1])
+
+
+def divisor(sums: dict[str, jax.Array], config: ConfigDict) -> jax.Array:
+    """What the summed loss and its gradient are divided by, once, for all rows of all hosts."""
+    tokens, sequences = sums["tokens"], sums["sequences"]
+    count = denominator(config.algorithm.aggregation, tokens, sequences, config.rollout.max_response_tokens)
+    return jnp.maximum(count, 1)
 
 
 def token_weights(rows: PackedBatch, aggregation: str) -> jax.Array:
@@ -123,7 +180,7 @@ def takes_recorded(config: ConfigDict) -> bool:
 def denominator(aggregation: str, tokens, sequences, max_response_tokens: int):
     """What the summed loss of the whole batch is divided by, once.
 
-    tokens, sequences: learnt tokens of the batch, and sequences that have any. "token": tokens (DAPO). "sequence":
+    tokens, sequences: trained tokens of the batch, and sequences that have any. "token": tokens (DAPO). "sequence":
     sequences (GRPO). "constant": sequences times `max_response_tokens`, the same whatever was sampled (Dr. GRPO).
     """
     return {"token": tokens, "sequence": sequences, "constant": sequences * max_response_tokens}[aggregation]

@@ -18,7 +18,7 @@ from polaris_jax.types import Group, PackedBatch
 class Sequence:
     """One training sequence of n tokens.
 
-    tokens: int32 [n], n >= 2. mask: float32 [n], 1 where the token is learnt; the first token cannot be.
+    tokens: int32 [n], n >= 2. mask: float32 [n], 1 where the token is trained on; the first token cannot be.
     advantage: of the whole sequence. behaviour_logprobs: float32 [n], nats, the sampler's log-prob of each token (0
     where it sampled none). off_policy: the ratio is taken to the recorded `behaviour_logprobs` even where the rest of
     the batch is on-policy, as for a response from an earlier visit.
@@ -34,7 +34,7 @@ class Sequence:
 def from_rollouts(
     groups: Iterable[Group], advantages_NG: np.ndarray, off_policy: frozenset[tuple[int, int]] = frozenset()
 ) -> list[Sequence]:
-    """One `Sequence` per rollout: the prompt, then the response, which is what is learnt.
+    """One `Sequence` per rollout: the prompt, then the response, which is what is trained on.
 
     advantages_NG: float32 [groups, samples]. off_policy: (group, sample) of the rollouts the current policy did not
     sample. An empty response raises ValueError: there is nothing to learn from.
@@ -59,16 +59,15 @@ def pack(
 ) -> tuple[list[PackedBatch], dict[str, float]]:
     """Packs by first-fit-decreasing into batches of [rows, row length], and tells how full they are.
 
-    updates: that section of the config. `row_lengths`: the lengths a row may have, in slots (a sequence of n tokens
-    takes n - 1); a sequence goes to the shortest that holds it, or to the free end of a longer row. `rows`: of a batch,
+    updates: that section of the config. `row_lengths`: the lengths a row may have (a sequence of n tokens takes n - 1
+    places of it); a sequence goes to the shortest that holds it, or to the free end of a longer row. `rows`: of a batch,
     see `rows_of`; batches of a length share its rows evenly and may then have some eighths of that. `minibatches`:
-    sequences are dealt in turn to this many parts, and the list returned splits into that many equal runs, one a part
+    sequences are assigned in turn to this many parts, and the list returned splits into that many equal runs, one a part
     (made equal with batches of padding, which are neither run nor counted).
     alone: each sequence has a row of its own, see `ops.attention.alone_in_rows`.
 
-    The segment ids of off-policy sequences are negative (`-segment` instead of `segment`); all else is as
-    `PackedBatch` says. Returns the batches, all sequences in them whole, and "packing_efficiency": real tokens over
-    slots, padded rows included. Raises ValueError for a sequence longer than every row, or of fewer than two tokens.
+    Returns the batches, all sequences in them whole, and "packing_efficiency": real tokens over places, padded rows
+    included. Raises ValueError for a sequence longer than every row, or of fewer than two tokens.
     """
     lengths = sorted(updates.row_lengths)
     parts = []
@@ -78,10 +77,10 @@ def pack(
             batches += [_batch(chunk, rows, length) for chunk, rows in _split(bins, rows_of(updates, length))]
         parts.append(batches)
     used = sum(len(sequence.tokens) - 1 for sequence in sequences)
-    slots = sum(batch.tokens.size for batches in parts for batch in batches)
+    places = sum(batch.tokens.size for batches in parts for batch in batches)
     longest, empty = max(map(len, parts)), _batch([], updates.rows, lengths[0])
     batches = [batch for batches in parts for batch in batches + [empty] * (longest - len(batches))]
-    return batches, {"packing_efficiency": used / max(slots, 1)}
+    return batches, {"packing_efficiency": used / max(places, 1)}
 
 
 def rows_of(updates: ConfigDict, length: int) -> int:
@@ -129,17 +128,19 @@ def _batch(bins: Seq[Seq[Sequence]], rows: int, length: int) -> PackedBatch:
     integers, floats = np.zeros((4, rows, length), np.int32), np.zeros((3, rows, length), np.float32)
     tokens, targets, positions, segment_ids = integers
     mask, advantages, behaviour_logprobs = floats
+    off_policy = np.zeros((rows, length), bool)
     for row, sequences in enumerate(bins):
         start = 0
         for segment, sequence in enumerate(sequences, start=1):
-            slots = slice(start, start + len(sequence.tokens) - 1)
-            tokens[row, slots] = sequence.tokens[:-1]
-            targets[row, slots] = sequence.tokens[1:]
-            positions[row, slots] = np.arange(len(sequence.tokens) - 1)
-            segment_ids[row, slots] = -segment if sequence.off_policy else segment
-            mask[row, slots] = sequence.mask[1:]
-            advantages[row, slots] = sequence.advantage * sequence.mask[1:]
+            places = slice(start, start + len(sequence.tokens) - 1)
+            tokens[row, places] = sequence.tokens[:-1]
+            targets[row, places] = sequence.tokens[1:]
+            positions[row, places] = np.arange(len(sequence.tokens) - 1)
+            segment_ids[row, places] = segment
+            off_policy[row, places] = sequence.off_policy
+            mask[row, places] = sequence.mask[1:]
+            advantages[row, places] = sequence.advantage * sequence.mask[1:]
             if sequence.behaviour_logprobs is not None:
-                behaviour_logprobs[row, slots] = sequence.behaviour_logprobs[1:]
-            start = slots.stop
-    return PackedBatch(tokens, targets, positions, segment_ids, mask, advantages, behaviour_logprobs)
+                behaviour_logprobs[row, places] = sequence.behaviour_logprobs[1:]
+            start = places.stop
+    return PackedBatch(tokens, targets, positions, segment_ids, mask, advantages, behaviour_logprobs, off_policy)

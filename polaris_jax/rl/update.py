@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.errors import NonFiniteUpdates
+from polaris_jax.models.flops import matmul_peak, update_flops
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.ops.attention import alone_in_rows
-from polaris_jax.rl.flops import matmul_peak, update_flops
+from polaris_jax.optim.optimizer import adamw
 from polaris_jax.rl.gradients import divisor, learnt_slots, make_gradient, make_logprobs, put_rows
 from polaris_jax.sharding.rules import replicated, rows_sharding
-from polaris_jax.training.optimizer import adamw
 from polaris_jax.training.state import TrainState, state_shardings
 from polaris_jax.types import PackedBatch
 

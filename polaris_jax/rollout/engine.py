@@ -16,18 +16,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from polaris_jax import preemption, supervision
+from polaris_jax import supervision
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
-from polaris_jax.rollout.handover import HandOver, lane_meshes
-from polaris_jax.rollout.interrupts import Deferred
 from polaris_jax.rollout.kv_pages import pages_for
-from polaris_jax.rollout.lane import Counters, Lane, Programs, bucket, new_pool
 from polaris_jax.rollout.programs import Pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.records import Progress, Response, rollouts_of_others
+from polaris_jax.rollout.replica import Counters, Lane, Programs, bucket, new_pool
 from polaris_jax.rollout.sampling import Sampling, sequence_key
+from polaris_jax.rollout.weight_sync import HandOver, lane_meshes
 from polaris_jax.sharding import multihost
+from polaris_jax.supervision import Deferred, preemption
 from polaris_jax.types import Prompt, Rollout
 
 Queue = deque[tuple[list[Response], list[int]]]  # groups: responses to one prompt, and the most tokens of each
@@ -104,8 +104,8 @@ class RolloutEngine:
         self._at_work = lanes
         try:
             yield from known
-            while finished < total and not self._stop.is_set() and not preemption.asked():
-                supervision.beat()
+            while finished < total and not self._stop.is_set() and not preemption.requested():
+                supervision.heartbeat()
                 with Deferred() as deferred:
                     deal(queue, lanes, self.config.slots)
                     busy = [lane for lane in lanes if lane.responses]
@@ -149,8 +149,8 @@ class RolloutEngine:
         preemption.check()
 
     def _while_others_sample(self) -> None:
-        supervision.beat()
-        if preemption.asked() and not self._stop.is_set():
+        supervision.heartbeat()
+        if preemption.requested() and not self._stop.is_set():
             self._stop.set()
 
     def state(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class RolloutEngine:
         longest = 0
         for prompt, most in zip(prompts, limits.max(axis=1), strict=True):
             if len(prompt.tokens) == 0:
-                raise UserError(f"prompt {prompt.id!r} has no tokens")
+                raise UserError(f"prompt {prompt.problem.id!r} has no tokens")
             longest = max(longest, len(prompt.tokens) + int(most) - 1)
         self._sequence_pages = max(self._sequence_pages, bucket(pages_for(longest, self.config.page_size)))
         if pages_for(longest, self.config.page_size) > self._pool_pages() - 1:
@@ -187,7 +187,7 @@ class RolloutEngine:
             )
         groups = deque()
         for i in multihost.share(range(len(prompts))):
-            id_, tokens = prompts[i].id, np.asarray(prompts[i].tokens, np.int32)
+            id_, tokens = prompts[i].problem.id, np.asarray(prompts[i].tokens, np.int32)
             responses = [Response(id_, k, sequence_key(seed, id_, k), tokens) for k in range(samples)]
             groups.append((responses, limits[i].tolist()))
         return groups

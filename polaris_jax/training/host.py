@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.data.curriculum import Curriculum
-from polaris_jax.training.overlap import Sampled
+from polaris_jax.training.next_batch import Sampled
 from polaris_jax.types import Group, Problem, Rollout
 
 

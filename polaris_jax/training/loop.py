@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
-from polaris_jax import preemption, supervision
+from polaris_jax import supervision
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate
@@ -22,17 +22,18 @@ from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.rollout import RolloutEngine
+from polaris_jax.runs.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
+from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sharding.multihost import any_process
 from polaris_jax.sharding.rules import param_shardings
-from polaris_jax.training import kept, overlap
+from polaris_jax.supervision import preemption
+from polaris_jax.training import next_batch, rollout_store
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger
 from polaris_jax.training.stages import enter_stage, make_measure
-from polaris_jax.training.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.training.state import TrainState, init_state, state_shardings
 from polaris_jax.training.step import train_step
-from polaris_jax.training.workdir import FREE, check_config, hold, write_config
 from polaris_jax.types import Group, Problem, Prompt
 
 
@@ -51,7 +52,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     stages = configs.stages(config)
     if any_steps(workdir):
         check_config(config, workdir, allowed=allow_changed, free=(*FREE, "sft", "difficulty"))
-    meshes, samplers = zip(*(overlap.make_meshes(stage) for _, stage in stages), strict=True)
+    meshes, samplers = zip(*(next_batch.make_meshes(stage) for _, stage in stages), strict=True)
     tokenizer = load_tokenizer(config)
     problems = load_train_problems(config)
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
@@ -83,7 +84,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
 
         def phase(text: str) -> None:
             log.phase(text)
-            supervision.beat(text)
+            supervision.heartbeat(text)
 
         states["verifier"] = pool.state
         for index, (name, stage) in list(enumerate(stages))[host.stage :]:
@@ -135,14 +136,14 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
                 skipped = metrics["update/skipped"] > 0  # a replay needs this state
                 searched = stage.search.on and step == host.stage_start + 1  # a search is not to be done twice
                 due = checkpoints.due(step, stage.training) or step == stage_end or skipped or searched
-                if due or any_process(preemption.asked()):
+                if due or any_process(preemption.requested()):
                     phase("checkpoint")
-                    kept.forget(workdir)
+                    rollout_store.forget(workdir)
                     checkpoints.save(state, host, metrics, first=log.sync)
                 preemption.check()
                 check_finite(metrics["update/skipped_in_a_row"], stage)
         checkpoints.wait()
-        kept.forget(workdir)
+        rollout_store.forget(workdir)
         return log.history()
 
 

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from polaris_jax import config as configs
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.optim.optimizer import global_norm
 from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training.optimizer import global_norm
 from polaris_jax.types import PackedBatch
 
 NEWEST = 3  # batches that are kept

@@ -23,10 +23,10 @@ from ml_collections import ConfigDict
 from polaris_jax import config as configs
 from polaris_jax import hf
 from polaris_jax.evaluation import difficulty, job
+from polaris_jax.runs.workdir import check_config, hold, write_config, write_json
 from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training import loop, sft
 from polaris_jax.training.metrics import History, read_metrics
-from polaris_jax.training.workdir import check_config, hold, write_config, write_json
 
 Announce = Callable[[str], None]
 

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.optim.optimizer import OptState, init_opt_state, opt_state_shardings
 from polaris_jax.sharding.rules import param_shardings, replicated, sharded_params
-from polaris_jax.training.optimizer import OptState, init_opt_state, opt_state_shardings
 
 
 class TrainState(NamedTuple):

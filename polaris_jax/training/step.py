@@ -30,7 +30,7 @@ from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding import multihost
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import param_shardings
-from polaris_jax.training import kept, not_finite, overlap
+from polaris_jax.training import next_batch, not_finite, rollout_store
 from polaris_jax.training.metrics import group_metrics
 from polaris_jax.training.state import TrainState
 from polaris_jax.types import Group, Problem, Prompt, Rollout
@@ -49,9 +49,9 @@ def train_step(
     sampling: Sampling,
     phase: Callable[[str], None] = lambda text: None,
     workdir: Path | None = None,
-    ahead: overlap.Sampled | None = None,
+    ahead: next_batch.Sampled | None = None,
     more: bool = False,
-) -> tuple[TrainState, Curriculum, dict[str, float], list[Group], overlap.Sampled | None]:
+) -> tuple[TrainState, Curriculum, dict[str, float], list[Group], next_batch.Sampled | None]:
     """One step of GRPO. Returns the new state and curriculum, the step's metrics and its groups, and the next `ahead`.
 
     workdir: where the step's rollouts are kept for its repetition (`kept.py`), and its batch where the update was
@@ -61,7 +61,7 @@ def train_step(
     started = time.perf_counter()
     step, known = int(state.step), remaining(curriculum, problems)
 
-    def sample(params: Any, visits: Sequence[Problem], step: int) -> overlap.Sampled:
+    def sample(params: Any, visits: Sequence[Problem], step: int) -> next_batch.Sampled:
         seed, samples = step_seed(config.seed, step), config.rollout.samples
         keep_at = workdir and workdir / "rollouts" / f"{step}.{jax.process_index()}"
         return sample_groups(engine, params, visits, prompts, samples, sampling, seed, pool, tokenizer, phase, keep_at)
@@ -72,7 +72,7 @@ def train_step(
     if more and config.rollout.devices:
         later, _ = draw(curriculum, known, config.rollout.prompts, config.seed)
         params = jax.device_put(state.params, param_shardings(engine.model, engine.mesh))  # the update donates its own
-        learnt, ahead = overlap.both(learn_it, partial(sample, params, later, step + 1), engine.stop)
+        learnt, ahead = next_batch.both(learn_it, partial(sample, params, later, step + 1), engine.stop)
     else:
         learnt, ahead = learn_it(), None
     state, curriculum, metrics = learnt
@@ -85,7 +85,7 @@ def train_step(
 def learn(
     state: TrainState,
     curriculum: Curriculum,
-    batch: overlap.Sampled,
+    batch: next_batch.Sampled,
     config: ConfigDict,
     update: Callable,
     sampling: Sampling,
@@ -143,21 +143,21 @@ def sample_groups(
     tokenizer: PreTrainedTokenizerBase,
     phase: Callable[[str], None] = lambda text: None,
     keep_at: Path | None = None,
-) -> overlap.Sampled:
+) -> next_batch.Sampled:
     """The first half of a step: samples `samples` responses a problem and verifies each as soon as it is finished.
 
     Of several processes each samples and verifies its share; all return the groups of all.
 
     Returns the groups in the problems' order, samples in order, the responses' texts likewise, and metrics: the
     engine's, the share of each verdict's reason, and the seconds that all took and that verdicts were waited for when
-    all was sampled. keep_at: the file of `kept.generate`.
+    all was sampled. keep_at: the file of `rollout_store.generate`.
     """
     started = time.perf_counter()
     by_id = {problem.id: problem for problem in multihost.share(problems)}  # whose responses this process judges
     finished: dict[tuple[str, int], tuple[Rollout, str]] = {}
     verdicts: dict[tuple[str, int], Future[Verdict]] = {}
     asked = [prompts[problem.id] for problem in problems]
-    for rollout in kept.generate(engine, params, asked, samples, sampling, seed, keep_at):
+    for rollout in rollout_store.generate(engine, params, asked, samples, sampling, seed, keep_at):
         text = response_text(rollout, tokenizer)
         finished[rollout.problem_id, rollout.sample] = rollout, text
         if problem := by_id.get(rollout.problem_id):
@@ -181,7 +181,7 @@ def sample_groups(
     metrics["rollout/not_finite"] = sum(not np.isfinite(r.logprobs).all() for group in groups for r in group.rollouts)
     ended = time.perf_counter()
     metrics |= {"seconds/rollout": ended - started, "seconds/verdicts": ended - sampled}
-    return overlap.Sampled(groups, texts, metrics)
+    return next_batch.Sampled(groups, texts, metrics)
 
 
 def step_seed(seed: int, step: int) -> int:

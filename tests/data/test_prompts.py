@@ -74,18 +74,18 @@ def parts(tokenizer, pair):
 
 def test_prompt_ends_where_the_assistant_begins():
     problem = Problem("a", "What is 1+1?", ("2",))
-    prompt = make_prompts([problem], CHATML, 1024)["a"]
-    assert prompt.id == "a"
+    prompt = make_prompts([problem], CHATML, 1024)[0]
+    assert prompt.problem.id == "a"
     assert prompt.tokens.dtype == np.int32
     assert CHATML.decode(prompt.tokens) == "<|im_start|>user\nWhat is 1+1?<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_too_long_prompts_are_dropped_and_counted(caplog):
     problems = [Problem(str(n), "x" * n, ("1",)) for n in range(5)]
-    room = len(make_prompts(problems, CHATML, 1024)["3"].tokens)
-    assert list(make_prompts(problems, CHATML, room)) == ["0", "1", "2", "3"]
+    room = len(make_prompts(problems, CHATML, 1024)[3].tokens)
+    assert [p.problem.id for p in make_prompts(problems, CHATML, room)] == ["0", "1", "2", "3"]
     assert f"1 of 5 prompts dropped: over {room} tokens" in caplog.text
-    assert make_prompts([], CHATML, room) == {}
+    assert make_prompts([], CHATML, room) == []
 
 
 def test_the_assistants_tokens_are_learnt_with_the_end_of_their_turn():
@@ -126,7 +126,7 @@ def test_a_lone_trace_follows_the_opening_of_its_turn(template):
 def test_what_is_learnt_follows_the_very_prompt_that_is_sampled_from(template):
     tokenizer = byte_tokenizer(template)
     problem = Problem("a", f"What is 1+1? {SUFFIX}", ("2",))
-    prompt = make_prompts([problem], tokenizer, 1024)["a"].tokens
+    prompt = make_prompts([problem], tokenizer, 1024)[0].tokens
     tokens, mask = tokenize_conversation(tokenizer, [user(problem.question), assistant("<think>t</think>2")])
     np.testing.assert_array_equal(tokens[mask == 0], prompt)
     assert tokens[-1] == tokenizer.eos_token_id

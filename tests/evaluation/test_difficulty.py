@@ -34,14 +34,14 @@ class FewerAndFewer:
         self.most, self.asked = most, []
 
     def generate(self, params, prompts, samples, sampling, seed, *, everyones):
-        self.asked = [prompt.id for prompt in prompts]
+        self.asked = [prompt.problem.id for prompt in prompts]
         for sample in reversed(range(samples)):  # the problems are finished at the very end, but for those before
             for prompt in prompts:
                 self.most -= 1
                 if self.most < 0:
                     raise KeyboardInterrupt
-                tokens = np.zeros(2 if sample < int(prompt.id, 16) else 3, np.int32)
-                yield Rollout(prompt.id, sample, prompt.tokens, tokens, np.zeros(len(tokens), np.float32), "length")
+                tokens = np.zeros(2 if sample < int(prompt.problem.id, 16) else 3, np.int32)
+                yield Rollout(prompt.problem.id, sample, prompt.tokens, tokens, np.zeros(len(tokens), np.float32), "length")
 
 
 def measure(journal, engine, problems=PROBLEMS):

@@ -40,12 +40,12 @@ class FakeEngine:
             if count == self.stop_after:
                 raise KeyboardInterrupt
             prompt, sample = addresses[place]
-            self.sampled.append((prompt.id, sample))
-            answer = self.answers[prompt.id] if sample < self.right else "5"
+            self.sampled.append((prompt.problem.id, sample))
+            answer = self.answers[prompt.problem.id] if sample < self.right else "5"
             text = f"<think> {answer}.</think>\nThe answer is \\boxed{{{answer}}}<|im_end|>"
             tokens = np.asarray(TOKENIZER(text, add_special_tokens=False)["input_ids"], np.int32)
             logprobs = np.zeros(len(tokens), np.float32)
-            yield Rollout(prompt.id, sample, prompt.tokens, tokens, logprobs, "stop")
+            yield Rollout(prompt.problem.id, sample, prompt.tokens, tokens, logprobs, "stop")
 
 
 def run(engine, problems, pool, **options):

@@ -41,7 +41,7 @@ class Parrot:
         for prompt in prompts:
             for sample in range(samples):
                 Parrot.sampled += 1
-                yield Rollout(prompt.id, sample, prompt.tokens, tokens, np.zeros(len(tokens)), "stop")
+                yield Rollout(prompt.problem.id, sample, prompt.tokens, tokens, np.zeros(len(tokens)), "stop")
 
 
 @pytest.fixture

@@ -39,10 +39,10 @@ class Moody:
         for prompt in prompts:
             for sample in range(samples):
                 words = [str(sample % different)] * 4
-                answer = ANSWERS[prompt.id] if sample < right else "x"
+                answer = ANSWERS[prompt.problem.id] if sample < right else "x"
                 text = f"<think> {' '.join(words)}</think>\n\\boxed{{{answer}}}<|im_end|>"
                 tokens = np.asarray(TOKENIZER(text, add_special_tokens=False)["input_ids"], np.int32)
-                yield Rollout(prompt.id, sample, prompt.tokens, tokens, np.zeros(len(tokens)), "stop")
+                yield Rollout(prompt.problem.id, sample, prompt.tokens, tokens, np.zeros(len(tokens)), "stop")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ TINY = "--config=configs/tiny.py"
 @pytest.fixture(autouse=True)
 def here(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
-    monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_PROBLEMS", 64)
+    monkeypatch.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 64)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 

@@ -61,7 +61,7 @@ def assert_refused_or_accepted(script, *flags):
 @pytest.fixture(scope="module", autouse=True)
 def few_problems_and_no_hub():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_PROBLEMS", 16)
+        monkeypatch.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 16)
         monkeypatch.setattr("polaris_jax.evaluation.job.ARITHMETIC_PROBLEMS", 16)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from polaris_jax.models.flops import forward_flops
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.plan.hardware import HARDWARE, Hardware
 from polaris_jax.plan.memory import plan_mesh
@@ -23,7 +24,6 @@ from polaris_jax.plan.roofline import (
     running,
     seconds,
 )
-from polaris_jax.rl.flops import forward_flops
 from polaris_jax.rl.gradients import make_logprobs
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import param_shapes

@@ -47,7 +47,7 @@ def rollout_config(**changes):
 
 def random_prompts(count: int, seed: int = 0, longest: int = 40) -> list[Prompt]:
     rng = np.random.default_rng(seed)
-    return [Prompt(f"p{i}", rng.integers(2, 61, rng.integers(1, longest)).astype(np.int32)) for i in range(count)]
+    return [Prompt(Problem(f"p{i}", "", ()), rng.integers(2, 61, rng.integers(1, longest)).astype(np.int32)) for i in range(count)]
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def trainer_logits(model, params, rollout):
 def obvious(model, params, prompt: Prompt, sample: int, sampling, seed: int, limit: int):
     """Tokens, log-probs and reason of one response: no cache, the whole sequence again for each token."""
     step = _obvious_step(model, sampling)
-    key = sequence_key(seed, prompt.id, sample)
+    key = sequence_key(seed, prompt.problem.id, sample)
     tokens, logprobs = list(prompt.tokens), []
     while len(logprobs) < limit:
         padded = np.zeros((1, LENGTH), np.int32)

@@ -30,7 +30,7 @@ def expected(model, params):
     def responses(sampling):
         if sampling not in known:
             known[sampling] = {
-                (prompt.id, k): obvious(model, params, prompt, k, sampling, 5, LIMITS[i, k])
+                (prompt.problem.id, k): obvious(model, params, prompt, k, sampling, 5, LIMITS[i, k])
                 for i, prompt in enumerate(PROMPTS)
                 for k in range(3)
             }
@@ -143,7 +143,7 @@ def test_a_long_prompt_is_prefilled_in_chunks(model, mesh, params, monkeypatch):
     prompts = random_prompts(3, seed=2, longest=100)
     sampling = Sampling(max_response_tokens=6)
     got = list(engine.generate(params, prompts, 1, sampling, 9))
-    check(got, {(p.id, 0): obvious(model, params, p, 0, sampling, 9, 6) for p in prompts})
+    check(got, {(p.problem.id, 0): obvious(model, params, p, 0, sampling, 9, 6) for p in prompts})
 
 
 def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch):

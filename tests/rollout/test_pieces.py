@@ -6,8 +6,8 @@ import pytest
 
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import UNROLLED_LAYERS
-from polaris_jax.rollout.handover import HandOver
 from polaris_jax.rollout.programs import in_pieces, whole
+from polaris_jax.rollout.weight_sync import HandOver
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
 

@@ -9,8 +9,8 @@ from configs.base import get_config
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.plan.ahead import lower_sampling
 from polaris_jax.rollout import RolloutEngine, Sampling
-from polaris_jax.rollout.handover import HandOver
 from polaris_jax.rollout.quantise import CODES, quantise, weight_bytes
+from polaris_jax.rollout.weight_sync import HandOver
 from tests.rollout.conftest import MODEL, random_prompts, rollout_config, trainer_logits
 
 

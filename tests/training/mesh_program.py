@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import EvenLengthPool, smaller_config
 
-from polaris_jax.training import loop, start
+from polaris_jax.runs import start
+from polaris_jax.training import loop
 
 start.ARITHMETIC_PROBLEMS = 64
 loop.verifier_pool = lambda config: EvenLengthPool()

@@ -13,7 +13,8 @@ from absl import flags
 
 from polaris_jax import cli
 from polaris_jax.evaluation import difficulty, job
-from polaris_jax.training import loop, recipe, start
+from polaris_jax.runs import start
+from polaris_jax.training import loop, recipe
 from tests.conftest import EvenLengthPool, smaller_config
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The recipe's directory.", required=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from polaris_jax.data.curriculum import Curriculum
 from polaris_jax.training.checkpoint import Checkpoints
 from polaris_jax.training.host import HostState, from_saved, to_saved
-from polaris_jax.training.overlap import Sampled
+from polaris_jax.training.next_batch import Sampled
 from polaris_jax.training.state import TrainState
 from polaris_jax.types import Group, Problem, Rollout
 from tests.conftest import smaller_config

@@ -16,11 +16,11 @@ import pytest
 from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.optim.optimizer import global_norm
+from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import loop
 from polaris_jax.training.host import from_saved, to_saved
-from polaris_jax.training.optimizer import global_norm
-from polaris_jax.training.start import load_model, load_tokenizer
 from tests.conftest import EvenLengthPool
 
 
@@ -86,7 +86,7 @@ EXPLORE = {"algorithm.rescue": True, "algorithm.substitute": True}
 @pytest.fixture
 def few_problems(monkeypatch):
     """Makes every step visit the same problems."""
-    monkeypatch.setattr("polaris_jax.training.start.ARITHMETIC_PROBLEMS", 4)
+    monkeypatch.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 4)
 
 
 def killed(monkeypatch, name, at):

@@ -15,8 +15,8 @@ import pytest
 
 from polaris_jax import hf
 from polaris_jax.errors import LOST, PREEMPTED
+from polaris_jax.optim.optimizer import global_norm
 from polaris_jax.training.metrics import read_metrics
-from polaris_jax.training.optimizer import global_norm
 
 PROGRAM = Path(__file__).with_name("run_of_many.py")
 DEVICES = 4  # of all processes together

@@ -10,8 +10,9 @@ import pytest
 from polaris_jax import hf
 from polaris_jax.errors import NonFiniteUpdates, UserError
 from polaris_jax.rl.packing import Sequence, pack
+from polaris_jax.runs import start
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import loop, not_finite, start
+from polaris_jax.training import loop, not_finite
 from polaris_jax.types import Rollout
 
 

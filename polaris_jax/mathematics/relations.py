@@ -1,0 +1,140 @@
+"""Equations, assignments and inequalities: what they assign, and when two of them say the same."""
+
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.numeric import proportion
+
+_REVERSED = {">": "<", ">=": "<="}
+_SYMMETRIC = frozenset(["!=", "parallel", "perp", "cong", "<=>"])
+
+
+def is_equation(node: n.Node) -> bool:
+    """Whether a relation consists of equalities only."""
+    return isinstance(node, n.Relation) and set(node.ops) == {"="}
+
+
+def is_variable(node: n.Node) -> bool:
+    """A name that can be assigned to: x, a_1, f(x), |AB|, (x, y); not a word such as SRAC."""
+    if isinstance(node, n.Sym):
+        return not (len(node.name) > 2 and node.name.isalpha() and node.name.isupper())
+    if isinstance(node, n.Seq):
+        return bool(node.left) and all(isinstance(item, n.Sym) for item in node.items)
+    return isinstance(node, n.Apply) or (isinstance(node, n.Call) and node.name == "abs" and is_asked(node.args[0]))
+
+
+def is_asked(node: n.Node) -> bool:
+    """A quantity that a problem may ask for: a name, a function of names, a sum or product of distinct names."""
+    if isinstance(node, (n.Sym, n.Apply)) or is_variable(node):
+        return True
+    if isinstance(node, n.Ratio):
+        return all(map(is_asked, node.parts))
+    if not isinstance(node, n.Call) or n.contains(node, n.Num):
+        return False
+    return node.name not in ("pow", "neg", "sqrt") and all(is_asked(arg) for arg in node.args)
+
+
+def assigned(node: n.Relation) -> tuple[n.Node, n.Node] | None:
+    """Name and value of an assignment (either way round), or None for an equation between expressions."""
+    if not is_equation(node) or len(node.sides) != 2:
+        return None
+    left, right = node.sides
+    if is_variable(left):
+        return left, right
+    return (right, left) if isinstance(right, n.Sym) and is_variable(right) and not n.free_symbols(left) else None
+
+
+def answered(node: n.Relation) -> list[n.Node] | None:
+    """Members of an equation that answers with its last one, as in m+n = 2+3 = 5: they must all be equal."""
+    if not is_equation(node):
+        return None
+    sides = list(node.sides)
+    if is_asked(sides[0]):
+        return sides[1:]
+    if is_variable(sides[-1]) and isinstance(sides[-1], n.Sym):
+        return sides[:-1]
+    return None if any(n.free_symbols(side) for side in sides) else sides
+
+
+def renamed(name: n.Node, value: n.Node, like: n.Node) -> n.Node | None:
+    """`value` with the arguments of f(x) called as in f(n), or None where the names differ otherwise."""
+    if name == like or _is_graph(name, like) or _is_graph(like, name):
+        return value
+    if not (isinstance(name, n.Apply) and isinstance(like, n.Apply) and name.name == like.name):
+        return None
+    if len(name.args) != len(like.args) or not all(isinstance(arg, n.Sym) for arg in name.args + like.args):
+        return None
+    names = {old.name: new for old, new in zip(name.args, like.args, strict=True)}
+    captured = {new.name for new in like.args} - names.keys()
+    return None if captured & n.free_symbols(value) else n.substitute(value, names)
+
+
+def _is_graph(curve: n.Node, function: n.Node) -> bool:
+    """y = ... and f(x) = ..."""
+    return curve == n.Sym("y") and function == n.Apply("f", (n.Sym("x"),))
+
+
+def same_equation(a: n.Relation, b: n.Relation) -> bool:
+    """Whether two equations are equal up to a factor that is not zero, or swapping of sides."""
+    if len(a.sides) != 2 or len(b.sides) != 2:
+        return False
+    first, second = difference(a), difference(b)
+    return bool(proportion(first, second)) or bool(proportion(_numerator(first), _numerator(second)))
+
+
+def same_inequality(a: n.Relation, b: n.Relation) -> bool:
+    """Whether two inequalities between two expressions are equal up to a positive factor."""
+    a, b = ascending(a), ascending(b)
+    if len(a.sides) != 2 or a.ops != b.ops or a.ops[0] not in ("<", "<="):
+        return False
+    ratio = proportion(difference(a), difference(b))
+    return ratio is not None and ratio > 0
+
+
+def ascending(node: n.Relation) -> n.Relation:
+    """A chain of > and >= turned round, so that it ascends."""
+    if not all(op in _REVERSED for op in node.ops):
+        return node
+    return n.Relation(tuple(_REVERSED[op] for op in reversed(node.ops)), node.sides[::-1])
+
+
+def orders(node: n.Relation) -> list[n.Relation]:
+    """The ways round in which the relation says the same."""
+    node = ascending(node)
+    if set(node.ops) <= _SYMMETRIC or (len(node.ops) > 1 and is_equation(node)):
+        return [node, n.Relation(node.ops[::-1], node.sides[::-1])]
+    return [node]
+
+
+def difference(node: n.Relation) -> n.Node:
+    """Left side minus right side."""
+    left, right = node.sides
+    return n.Call("add", (left, n.Call("neg", (right,))))
+
+
+def _numerator(node: n.Node) -> n.Node:
+    return _as_fraction(node)[0]
+
+
+def _as_fraction(node: n.Node) -> tuple[n.Node, n.Node]:
+    """Numerator and denominator of sums, products and quotients."""
+    match node:
+        case n.Call("neg", (body,)):
+            top, bottom = _as_fraction(body)
+            return n.Call("neg", (top,)), bottom
+        case n.Call("div", (left, right)):
+            (a, b), (c, d) = _as_fraction(left), _as_fraction(right)
+            return _times(a, d), _times(b, c)
+        case n.Call("mul", (left, right)):
+            (a, b), (c, d) = _as_fraction(left), _as_fraction(right)
+            return _times(a, c), _times(b, d)
+        case n.Call("add", (left, right)):
+            (a, b), (c, d) = _as_fraction(left), _as_fraction(right)
+            if b == d:
+                return n.Call("add", (a, c)), b
+            return n.Call("add", (_times(a, d), _times(c, b))), _times(b, d)
+    return node, n.ONE
+
+
+def _times(a: n.Node, b: n.Node) -> n.Node:
+    if a == n.ONE:
+        return b
+    return a if b == n.ONE else n.Call("mul", (a, b))

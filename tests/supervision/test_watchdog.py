@@ -1,0 +1,63 @@
+"""The watchdog and the last resort after SIGTERM, in processes of their own, which they end."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from polaris_jax.errors import PREEMPTED, STUCK
+
+HEAD = """
+import threading, time
+from ml_collections import ConfigDict
+from polaris_jax.supervision import heartbeat, supervised
+def job(workdir, watchdog_s, grace_s):
+    training = {"watchdog_minutes": watchdog_s / 60, "grace_s": grace_s}
+    return supervised(ConfigDict({"training": training}), workdir)
+"""
+HANGS = """
+exec(compile("def build(seconds): time.sleep(seconds)", "site-packages/jax/_src/compiler.py", "exec"))
+with job(WORKDIR, 0.5, 60) as states:
+    states["engine"] = lambda: {"running": 3, "pages_free": 17}
+    states["verifier"] = lambda: 1 / 0
+    for _ in range(12):
+        time.sleep(0.1)
+        heartbeat("beating")
+    build(2.0)
+    print("neither steady beats nor a long compilation are stuck", flush=True)
+    heartbeat("rollouts")
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+"""
+
+
+def start(code, workdir):
+    code = HEAD + code.replace("WORKDIR", repr(str(workdir)))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes)
+
+
+def test_a_hang_is_reported_with_stacks_and_states_and_ended(tmp_path):
+    with start(HANGS, tmp_path) as process:
+        told, errors = process.communicate(timeout=120)
+    assert told.startswith("neither")
+    assert process.returncode == STUCK
+    report = (tmp_path / "stuck.0.txt").read_text()
+    assert errors.splitlines()[:3] == report.splitlines()[:3]
+    assert "most recent call first" in errors
+    assert report.startswith("watchdog: nothing moved for 0.5 s; last: rollouts\n")
+    assert 'engine: {"running": 3, "pages_free": 17}\nverifier: ZeroDivisionError' in report
+    assert report.count('File "<string>", line') >= 1
+    assert "most recent call first" in report
+
+
+def test_sigterm_ends_a_process_that_does_not_look_within_the_grace_time(tmp_path):
+    call = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # a long call: no handler can run
+    busy = f"with job(WORKDIR, 0, 0.5):\n    print('up', flush=True)\n    {call}"
+    with start(busy, tmp_path) as process:
+        assert process.stdout.readline() == "up\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == PREEMPTED
+        assert 0.5 <= time.monotonic() - began < 10
