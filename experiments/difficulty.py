@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from polaris_jax import cli
+from polaris_jax import cli, supervision
 from polaris_jax.data.card import histogram
 from polaris_jax.evaluation import difficulty
 from polaris_jax.training.recipe import in_tenths
@@ -24,7 +24,8 @@ flags.mark_flags_as_required(["config", "output"])
 def main(_: list[str]) -> None:
     """Measures, and prints the histogram and where things are."""
     console, config = Console(), CONFIG.value
-    found = difficulty.run(config, OUTPUT.value, progress=in_tenths(console.print, "problems measured"))
+    with supervision.showing(in_tenths(console.print)):
+        found = difficulty.run(config, OUTPUT.value)
     samples = config.difficulty.samples
     for name, problems in found._asdict().items():
         counts = histogram([problem.accuracy for problem in problems], samples)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from polaris_jax import cli
+from polaris_jax import cli, supervision
 from polaris_jax import config as configs
 from polaris_jax.data.rows import summary
 from polaris_jax.errors import UserError
@@ -65,12 +65,14 @@ def run(config: ConfigDict, output: Path, console: Console) -> Evaluation:
     bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), console=console)
     task = bar.add_task("responses", total=None)
 
-    def show(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
+    def show(what: str, done: int | None, total: int | None) -> None:
+        if total is not None:
+            bar.start()
+            bar.update(task, description=what, completed=done, total=total)
 
     try:
-        return job.run(config, output, progress=show)
+        with supervision.showing(show):
+            return job.run(config, output)
     finally:
         bar.stop()
 

@@ -17,7 +17,7 @@ from polaris_jax import cli
 from polaris_jax.evaluation import report
 from polaris_jax.runs.start import enable_compilation_cache
 from polaris_jax.sharding.multihost import is_writer
-from polaris_jax.supervision.preemption import preemptible
+from polaris_jax.supervision import preemptible
 from polaris_jax.training import recipe
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from polaris_jax import cli
+from polaris_jax import cli, supervision
 from polaris_jax import config as configs
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import probe
@@ -30,13 +30,8 @@ def main(_: list[str]) -> None:
         raise UserError(f"--temperatures: {error}") from error
     changes = {"model.path": MODEL.value, "model.tokenizer": ""} if MODEL.value else {}
     config, console = configs.override(CONFIG.value, changes), Console()
-    with console.status("") as status:
-        found = probe.run(
-            config,
-            OUTPUT.value,
-            temperatures,
-            progress=lambda t, done, total: status.update(f"temperature {t:g}: {done} of {total} responses"),
-        )
+    with console.status("") as status, supervision.showing(lambda *what: status.update(supervision.in_words(*what))):
+        found = probe.run(config, OUTPUT.value, temperatures)
     console.print(probe.table(found, config.model.path or config.model.preset))
     for name, (first, last) in found.zones._asdict().items():
         console.print(f"{name:<12} {f'{first:g} to {last:g}' if first < last else 'none'}")

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
-from polaris_jax import training
 from polaris_jax.runs.start import enable_compilation_cache
+from polaris_jax.training import loop
 
 
 def sweep(
@@ -68,7 +68,7 @@ def cached_run(config: ConfigDict, directory: Path) -> pd.DataFrame:
     """The metrics of a run by step: those kept in its directory, else the run's, which are kept there at its end."""
     kept = directory / "history.parquet"
     if not kept.exists():
-        frame = training.run(config, directory).frame()
+        frame = loop.run(config, directory).frame()
         frame.to_parquet(directory / ".history.parquet")
         os.replace(directory / ".history.parquet", kept)
     return pd.read_parquet(kept)

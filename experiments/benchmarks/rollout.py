@@ -21,7 +21,7 @@ from configs.base import get_config
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
-from polaris_jax.types import Prompt
+from polaris_jax.types import Problem, Prompt
 
 WORKLOADS = flags.DEFINE_list("workloads", ["fixed", "ragged", "queue", "long"], "Which ones.")
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each, after one to warm up.")

@@ -25,13 +25,13 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 from workloads import MODEL, PROMPT, ROW_LENGTHS, ROWS, response_lengths, transformers_model
 
 from configs.base import get_config
-from polaris_jax.data.curriculum import Curriculum
-from polaris_jax.evaluation.job import make_sampling, verifier_pool
-from polaris_jax.rl.update import make_update
 from polaris_jax.rollout import RolloutEngine
+from polaris_jax.sampler import Sampler, make_sampling, verifier_pool
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training.host import HostState
 from polaris_jax.training.state import init_state
-from polaris_jax.training.step import train_step
+from polaris_jax.training.step import Stage, train_step
+from polaris_jax.training.update import make_update
 from polaris_jax.types import Problem, Prompt
 
 WORKLOADS = flags.DEFINE_list("workloads", ["fixed", "ragged"], "Which ones.")
@@ -66,15 +66,14 @@ def ours(limits: np.ndarray, workload: str, tokenizer: PreTrainedTokenizerFast) 
     engine = RolloutEngine(MODEL, mesh, config.rollout)
     engine.generate = partial(engine.generate, limits=limits)
     problems = [Problem(str(i), "", (ANSWER,)) for i in range(PROMPTS)]
-    prompts = {problem.id: Prompt(problem.id, tokens) for problem, tokens in zip(problems, make_prompts(), strict=True)}
-    state, curriculum, seconds = init_state(MODEL, config, mesh), Curriculum(), []
-    update, sampling = make_update(MODEL, config, mesh), make_sampling(config.rollout, ())
-    with verifier_pool(config) as pool:
+    state, host, seconds = init_state(MODEL, config, mesh), HostState(), []
+    with verifier_pool(config) as verifier:
+        sampler, sampling = Sampler(engine, tokenizer, verifier), make_sampling(config.rollout, ())
+        prompts = list(map(Prompt, problems, make_prompts()))
+        stage = Stage(config, prompts, sampler, sampling, make_update(MODEL, config, mesh), None)
         for _ in range(STEPS.value + 1):
             began = time.perf_counter()
-            state, curriculum, metrics, groups, _ = train_step(
-                state, curriculum, config, problems, prompts, engine, update, pool, tokenizer, sampling
-            )
+            state, host, groups, metrics = train_step(state, host, stage, last=True)
             seconds.append(time.perf_counter() - began)
             assert sum(len(r.tokens) for group in groups for r in group.rollouts) == limits.sum()
     return seconds[1:], metrics

@@ -24,9 +24,9 @@ from workloads import MODEL, PROMPT, ROW_LENGTHS, ROWS, response_lengths, transf
 from configs.base import get_config
 from polaris_jax.models.flops import matmul_peak, update_flops
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.rl.update import make_update
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training.state import init_state
+from polaris_jax.training.update import make_update
 
 flags.DEFINE_integer("rounds", 3, "Updates timed on each side.")
 flags.DEFINE_list("workloads", ["fixed", "ragged"], "Which to run.")

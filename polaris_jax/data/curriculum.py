@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from polaris_jax.types import Group, Problem, Rollout
+from polaris_jax.types import Group, Prompt, Rollout
 
 T = TypeVar("T")
 
@@ -56,19 +56,19 @@ def visited(curriculum: Curriculum, groups: Iterable[Group]) -> Curriculum:
     return replace(curriculum, accuracy=curriculum.accuracy | {g.problem.id: g.accuracy for g in groups})
 
 
-def remaining(curriculum: Curriculum, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems that are still visited, in their order."""
+def remaining(curriculum: Curriculum, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of the problems that are still visited, in their order."""
     dropped = set(curriculum.dropped)
-    return [problem for problem in problems if problem.id not in dropped]
+    return [prompt for prompt in prompts if prompt.problem.id not in dropped]
 
 
-def drop_easy(curriculum: Curriculum, problems: Sequence[Problem], above: float, least: int) -> Curriculum:
+def drop_easy(curriculum: Curriculum, prompts: Sequence[Prompt], above: float, least: int) -> Curriculum:
     """Drops the problems whose accuracy is more than `above`, for good, and begins a new epoch where there are any.
 
     The accuracy is that of the last visit, or `Problem.accuracy` where there was none; what was never measured stays.
     At least `least` problems remain, so that a step has enough: the hardest of the easy ones stay.
     """
-    remain = remaining(curriculum, problems)
+    remain = [prompt.problem for prompt in remaining(curriculum, prompts)]
     accuracies = {problem.id: curriculum.accuracy.get(problem.id, problem.accuracy) for problem in remain}
     easy = [name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > above]
     easy = sorted(easy, key=lambda name: -accuracies[name])[: max(len(remain) - least, 0)]

@@ -65,7 +65,7 @@ def prepare(
     history[-1] += f" {copies:,} of them hold more than half of its question."
     if encoder is not None:
         prompts = make_prompts(problems, encoder, max_prompt_tokens)
-        kept = [problem for problem in problems if problem.id in prompts]
+        kept = [prompt.problem for prompt in prompts]
         history.append(f"Prompts over {max_prompt_tokens:,} tokens: {len(problems) - len(kept):,} left out.")
         problems = kept
     if not problems:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
 from polaris_jax import supervision
@@ -19,16 +17,16 @@ from polaris_jax.data.card import difficulty_picture, write_dataset
 from polaris_jax.data.difficulty import in_bands, with_accuracies
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
-from polaris_jax.evaluation.evaluate import Progress, response_text
-from polaris_jax.evaluation.job import make_sampling, response_settings, verifier_pool
+from polaris_jax.evaluation.job import response_settings
 from polaris_jax.evaluation.records import Journal
 from polaris_jax.hf import stop_ids
-from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.runs.start import load_model, load_tokenizer, load_train_problems
 from polaris_jax.runs.workdir import hold
+from polaris_jax.sampler import Sampler, make_sampling, sample, verifier_pool
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import gather, is_writer
+from polaris_jax.supervision import heartbeat
 from polaris_jax.types import Problem, Prompt
 
 
@@ -49,8 +47,8 @@ class Difficulty(NamedTuple):
     kept: list[Problem]
 
 
-def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda done, total: None) -> Difficulty:
-    """Measures the problems of `config.data.train` with the model of `config.model`, or goes on where that stopped.
+def run(config: ConfigDict, output: str | Path) -> Difficulty:
+    """Measures the problems of `config.data.train` with the model of `config.model`, or resumes that.
 
     Each problem gets `config.difficulty.samples` rollouts with the sampling of the first stage. Writes into `output`:
     pass_rates.jsonl, a line for each finished problem; then measured/ and kept/, datasets with cards and pass rates
@@ -63,8 +61,7 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
     tokenizer = load_tokenizer(config)
     problems = load_train_problems(config)[: config.difficulty.problems or None]
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
-    problems = [problem for problem in problems if problem.id in prompts]
-    if not problems:
+    if not prompts:
         raise UserError(
             f"{config.data.train}: every prompt has over config.data.max_prompt_tokens="
             f"{config.data.max_prompt_tokens} tokens"
@@ -81,9 +78,9 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
         engine = RolloutEngine(model, mesh, stage.rollout)
         states |= {"verifier": pool.state, "engine": engine.state}
         sampling, samples = make_sampling(stage.rollout, stop_ids(tokenizer)), config.difficulty.samples
-        rates = pass_rates(
-            params, engine, tokenizer, problems, prompts, sampling, samples, config.seed, pool, journal, progress
-        )
+        sampler = Sampler(engine, tokenizer, pool)
+        rates = pass_rates(sampler, params, prompts, samples, sampling, config.seed, journal)
+        problems = [prompt.problem for prompt in prompts]
         measured = with_accuracies(problems, {name: rate.right / rate.samples for name, rate in rates.items()})
         found = Difficulty(measured, in_bands(measured, config.difficulty.keep))
         if not found.kept:
@@ -95,49 +92,29 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
 
 
 def pass_rates(
-    params: Any,
-    engine: RolloutEngine,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    prompts: Mapping[str, Prompt],
-    sampling: Sampling,
-    samples: int,
-    seed: int,
-    pool: VerifierPool,
+    sampler: Sampler, params: Any, prompts: Sequence[Prompt], samples: int, sampling: Sampling, seed: int,
     journal: Journal,
-    progress: Progress = lambda done, total: None,
-) -> dict[str, PassRate]:
+) -> dict[str, PassRate]:  # fmt: skip
     """The pass rate of each problem by its id; the journal takes each as soon as it is known, and gives what it holds.
 
     Responses are not kept, so that memory does not grow with the problems. Of several processes each measures its
     share; all return all.
     """
-    by_id = {problem.id: problem for problem in problems}
-    rates = {rate.problem_id: rate for rate in journal.records if rate.problem_id in by_id}
-    sampled: dict[str, list[tuple[int, Future]]] = defaultdict(list)
-    complete: deque[str] = deque()
-
-    def settle(wait: bool) -> None:
-        while complete and (wait or all(verdict.done() for _, verdict in sampled[complete[0]])):
-            name = complete.popleft()
-            tokens, verdicts = zip(*sampled.pop(name), strict=True)
-            right = sum(verdict.result().correct for verdict in verdicts)
-            rates[name] = PassRate(name, right, samples, sum(tokens))
+    wanted = {prompt.problem.id for prompt in prompts}
+    rates = {rate.problem_id: rate for rate in journal.records if rate.problem_id in wanted}
+    resumed = set(rates)
+    judged: dict[str, list[tuple[bool, int]]] = defaultdict(list)  # of problems not yet complete: right, tokens
+    heartbeat("problems measured", len(rates), len(wanted))
+    unmeasured = [prompt for prompt in prompts if prompt.problem.id not in resumed]
+    for scored in sample(sampler, params, unmeasured, samples, sampling, seed, gather=False):
+        name = scored.problem.id
+        judged[name].append((scored.verdict.correct, len(scored.rollout.tokens)))
+        if len(judged[name]) == samples:
+            right, tokens = map(sum, zip(*judged.pop(name), strict=True))
+            rates[name] = PassRate(name, right, samples, tokens)
             journal.write(rates[name])
-            progress(len(rates), len(problems))
-
-    progress(len(rates), len(problems))
-    todo = [prompts[problem.id] for problem in problems if problem.id not in rates]
-    known = set(rates)
-    for rollout in engine.generate(params, todo, samples, sampling, seed, everyones=False) if todo else ():
-        name = rollout.problem_id
-        verdict = pool.submit(response_text(rollout, tokenizer), by_id[name].answers)
-        sampled[name].append((len(rollout.tokens), verdict))
-        if len(sampled[name]) == samples:
-            complete.append(name)
-        settle(wait=False)
-    settle(wait=True)
-    for rate in chain.from_iterable(gather([asdict(rate) for name, rate in rates.items() if name not in known])):
+            heartbeat("problems measured", len(rates), len(wanted))
+    for rate in chain.from_iterable(gather([asdict(rate) for name, rate in rates.items() if name not in resumed])):
         rates[rate["problem_id"]] = PassRate(**rate)
     return rates
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import scores
 from polaris_jax.evaluation.records import Journal, Record, Responses, group
 from polaris_jax.evaluation.votes import answer_groups
 from polaris_jax.rewards import Reason, VerifierPool
+from polaris_jax.rollout import Sampling
+from polaris_jax.sampler import Sampler, sample
 from polaris_jax.sharding import multihost
-from polaris_jax.types import Problem, Rollout
-
-Progress = Callable[[int, int], None]  # responses judged so far, and in all
+from polaris_jax.supervision import heartbeat
+from polaris_jax.types import Problem, Prompt
 
 
 class Evaluation(NamedTuple):
@@ -33,71 +31,53 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
+    sampler: Sampler,
     params: Any,
-    engine: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    sampling: Any,
+    prompts: Sequence[Prompt],
     samples: int,
+    sampling: Sampling,
     seed: int,
-    verifier: VerifierPool,
     *,
-    max_prompt_tokens: int | None = None,
     journal: Journal | None = None,
-    progress: Progress = lambda done, total: None,
 ) -> Evaluation:
-    """Samples `samples` responses a problem and scores them; each is judged while others are still sampled.
+    """Samples `samples` responses to each prompt and scores them; each is judged while others are still sampled.
 
-    engine, sampling: a `RolloutEngine` and its `Sampling`. problems: of one or several benchmarks, named by their
-    `source`; those whose prompt has more than `max_prompt_tokens` are left out (None: none is). journal: takes each
-    record as it comes; problems it holds in full are not sampled again. A sample's randomness has an address, so the
-    result is that of an unbroken run. Of several processes each samples, judges and journals its share; the result is
-    that of all.
+    prompts: of problems of one or several benchmarks, named by their `source`. journal: takes each record as it comes;
+    problems it holds in full are not sampled again. A sample's randomness has an address, so the result is that of an
+    unbroken run. Of several processes each samples, judges and journals its share; the result is that of all.
     """
-    prompts = make_prompts(problems, tokenizer, max_prompt_tokens)
-    problems = [problem for problem in problems if problem.id in prompts]
-    wanted = {(problem.source, problem.id, sample) for problem in problems for sample in range(samples)}
+    wanted = {(p.problem.source, p.problem.id, sample) for p in prompts for sample in range(samples)}
     records = {_address(record): record for record in (journal.records if journal else ())}
     records = {address: record for address, record in records.items() if address in wanted}
-    missing = {problem_id for _, problem_id, _ in wanted - records.keys()}
-    by_id: dict[str, list[Problem]] = {}  # a problem may be in two benchmarks: it is sampled once
-    for problem in problems:
-        by_id.setdefault(problem.id, []).append(problem)
-    pending: deque[tuple[Problem, Rollout, str, Future]] = deque()
+    resumed = set(records)
+    missing = {problem_id for _, problem_id, _ in wanted - resumed}
+    heartbeat("responses judged", len(records), len(wanted))
 
-    def settle(wait: bool) -> None:
-        while pending and (wait or pending[0][-1].done()):
-            problem, rollout, response, verdict = pending.popleft()
-            record = Record(
-                problem.source,
-                problem.id,
-                rollout.sample,
-                response,
-                len(rollout.tokens),
-                rollout.finish_reason,
-                verdict.result().correct,
-                str(verdict.result().reason),
-            )
-            if _address(record) not in records:
-                records[_address(record)] = record
-                if journal:
-                    journal.write(record)
-                progress(len(records), len(wanted))
+    # What is missing, for each benchmark that asks it; a sample that is known already is not written twice.
+    unfinished = [prompt for prompt in prompts if prompt.problem.id in missing]
+    for scored in sample(sampler, params, unfinished, samples, sampling, seed, gather=False):
+        record = Record(
+            scored.problem.source,
+            scored.problem.id,
+            scored.rollout.sample,
+            scored.text,
+            len(scored.rollout.tokens),
+            scored.rollout.finish_reason,
+            scored.verdict.correct,
+            str(scored.verdict.reason),
+        )
+        if _address(record) not in records:
+            records[_address(record)] = record
+            if journal:
+                journal.write(record)
+            heartbeat("responses judged", len(records), len(wanted))
 
-    progress(len(records), len(wanted))
-    todo = [prompts[problem_id] for problem_id in by_id if problem_id in missing]
-    known = set(records)
-    for rollout in engine.generate(params, todo, samples, sampling, seed, everyones=False) if todo else ():
-        response = response_text(rollout, tokenizer)
-        for problem in by_id[rollout.problem_id]:
-            pending.append((problem, rollout, response, verifier.submit(response, problem.answers)))
-        settle(wait=False)
-    settle(wait=True)
-    new = [asdict(record) for address, record in records.items() if address not in known]
+    # The records of all processes, in one order.
+    new = [asdict(record) for address, record in records.items() if address not in resumed]
     for record in chain.from_iterable(multihost.gather(new)):
         records[_address(Record(**record))] = Record(**record)
-    kept = [records[address] for address in sorted(records)]
-    return Evaluation(problems, kept, summarize(problems, kept, verifier))
+    problems, kept = [prompt.problem for prompt in prompts], [records[address] for address in sorted(records)]
+    return Evaluation(problems, kept, summarize(problems, kept, sampler.verifier))
 
 
 def judge(given: Sequence[Responses], verifier: VerifierPool) -> Evaluation:
@@ -144,11 +124,6 @@ def summarize(
             )
         result[benchmark] = _scores(members, rows, verifier)
     return result
-
-
-def response_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The response without the token that stopped it."""
-    return tokenizer.decode(rollout.tokens[:-1] if rollout.finish_reason == "stop" else rollout.tokens)
 
 
 def _scores(problems: list[Problem], rows: list[list[Record]], verifier: VerifierPool) -> dict[str, Any]:

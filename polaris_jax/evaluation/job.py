@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import config as configs
 from polaris_jax import hf, supervision
 from polaris_jax.data import arithmetic
 from polaris_jax.data.problems import BENCHMARKS, benchmark, load_problems
+from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
-from polaris_jax.evaluation.evaluate import Evaluation, Progress, evaluate, judge
+from polaris_jax.evaluation.evaluate import Evaluation, evaluate, judge
 from polaris_jax.evaluation.records import Journal, read_responses, write_parquet
-from polaris_jax.rewards import VerifierPool
-from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.runs.workdir import hold
+from polaris_jax.sampler import Sampler, make_sampling, verifier_pool
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.types import Problem
@@ -31,8 +31,8 @@ _SAMPLES = re.compile(r":(\d{1,6})$")
 ARITHMETIC_PROBLEMS = 256  # of the endless supply, where `evaluation.max_problems` sets no number
 
 
-def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda done, total: None) -> Evaluation:
-    """Evaluates the model of `config.model` as `config.evaluation` says, or goes on where that stopped.
+def run(config: ConfigDict, output: str | Path) -> Evaluation:
+    """Evaluates the model of `config.model` as `config.evaluation` says, or resumes the evaluation in `output`.
 
     A benchmark's name may say how many responses its problems get, such as "aime24:32"; the others get
     `config.evaluation.samples`. No prompt is too long here: `config.data.max_prompt_tokens` is for training.
@@ -54,7 +54,7 @@ def run(config: ConfigDict, output: str | Path, *, progress: Progress = lambda d
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, engine_config(config))
         states |= {"verifier": verifier.state, "engine": engine.state}
-        result = evaluate_all(params, engine, tokenizer, problems, config, verifier, journal, progress)
+        result = evaluate_all(Sampler(engine, tokenizer, verifier), params, problems, config, journal)
         save(held, result, config.model.path or config.model.preset, settings)
     return result
 
@@ -73,35 +73,18 @@ def problems_by_samples(config: ConfigDict) -> dict[int, list[Problem]]:
 
 
 def evaluate_all(
+    sampler: Sampler,
     params: Any,
-    engine: RolloutEngine,
-    tokenizer: PreTrainedTokenizerBase,
     by_samples: Mapping[int, Sequence[Problem]],
     config: ConfigDict,
-    verifier: VerifierPool,
     journal: Journal | None = None,
-    progress: Progress = lambda done, total: None,
 ) -> Evaluation:
     """`evaluate` on each of `problems_by_samples`, with the sampling of `config.evaluation`, as one evaluation."""
-    sampling = make_sampling(config.evaluation, hf.stop_ids(tokenizer))
-    done, total = 0, sum(samples * len(problems) for samples, problems in by_samples.items())
+    sampling = make_sampling(config.evaluation, hf.stop_ids(sampler.tokenizer))
     results = []
     for samples, problems in by_samples.items():
-        results.append(
-            evaluate(
-                params,
-                engine,
-                tokenizer,
-                problems,
-                sampling,
-                samples,
-                config.seed,
-                verifier,
-                journal=journal,
-                progress=lambda part, _, done=done: progress(done + part, total),
-            )
-        )
-        done += samples * len(problems)
+        prompts = make_prompts(problems, sampler.tokenizer)
+        results.append(evaluate(sampler, params, prompts, samples, sampling, config.seed, journal=journal))
     return _joined(results)
 
 
@@ -147,17 +130,6 @@ def samples_of(name: str, default: int) -> int:
     return samples
 
 
-def make_sampling(section: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
-    """How to sample as a section of the config says: `rollout` in training, `evaluation` in evaluation."""
-    return Sampling(
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        max_response_tokens=section.max_response_tokens,
-        stop_ids=tuple(stop_ids),
-    )
-
-
 def engine_config(config: ConfigDict) -> ConfigDict:
     """`config.rollout` for the engine: evaluation's token limit, its YaRN factor where larger, unquantised weights."""
     engine, c = config.rollout.copy_and_resolve_references(), config.evaluation
@@ -165,14 +137,6 @@ def engine_config(config: ConfigDict) -> ConfigDict:
         engine.max_response_tokens, engine.weights = c.max_response_tokens, ""
         engine.yarn_factor = max(engine.yarn_factor, c.yarn_factor)
     return engine
-
-
-def verifier_pool(config: ConfigDict) -> VerifierPool:
-    """The workers that check answers, as `config.reward` says."""
-    c = config.reward
-    return VerifierPool(
-        workers=c.workers, timeout_s=c.timeout_s, memory_bytes=int(c.memory_gib * 2**30), require_think=c.require_think
-    )
 
 
 def save(output: str | Path, result: Evaluation, model: str, settings: dict[str, Any]) -> None:

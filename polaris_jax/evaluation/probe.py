@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from polaris_jax import config as configs
+from polaris_jax import supervision
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import job
 from polaris_jax.evaluation.evaluate import Evaluation
@@ -24,6 +25,7 @@ from polaris_jax.rl.temperature import Zones, diversity, find_zones
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.runs.workdir import hold
+from polaris_jax.sampler import Sampler, verifier_pool
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import is_writer
 
@@ -42,37 +44,27 @@ def run(
     config: ConfigDict,
     output: str | Path,
     temperatures: Sequence[float] = TEMPERATURES,
-    *,
-    progress: Callable[[float, int, int], None] = lambda temperature, done, total: None,
 ) -> Probe:
-    """Evaluates the model of `config` at each temperature, or goes on where that stopped.
+    """Evaluates the model of `config` at each temperature, or resumes the probe in `output`.
 
     All but the temperature is as in `evaluation.job.run`, and each temperature has an evaluation's directory below
-    `output`, which also gets probe.json and temperature.png. progress: called with the temperature, the responses
-    judged so far at it, and its responses in all. Raises UserError as `evaluation.job.run` does.
+    `output`, which also gets probe.json and temperature.png. Raises UserError as `evaluation.job.run` does.
     """
     if not temperatures:
         raise UserError("temperatures: empty; name at least one")
     at = {t: configs.override(config, {"evaluation.temperature": t}) for t in sorted(set(temperatures))}
     problems, tokenizer = job.problems_by_samples(config), load_tokenizer(config)
     rows = []
-    with hold(output) as held, job.verifier_pool(config) as verifier:
+    with hold(output) as held, verifier_pool(config) as verifier:
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, job.engine_config(config))
+        sampler = Sampler(engine, tokenizer, verifier)
         for temperature, c in at.items():
             directory, settings = held / f"temperature_{temperature:g}", job.response_settings(c)
             with Journal(directory / "responses.jsonl", settings) as journal:
-                found = job.evaluate_all(
-                    params,
-                    engine,
-                    tokenizer,
-                    problems,
-                    c,
-                    verifier,
-                    journal,
-                    lambda done, total, t=temperature: progress(t, done, total),
-                )
+                supervision.heartbeat(f"temperature {temperature:g}")
+                found = job.evaluate_all(sampler, params, problems, c, journal)
             job.save(directory, found, c.model.path or c.model.preset, settings)
             rows.append({"temperature": temperature, **measures(found)})
         frame = pd.DataFrame(rows)

@@ -10,24 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polaris_jax.data.curriculum import Curriculum
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
-from polaris_jax.evaluation.job import make_sampling, verifier_pool
 from polaris_jax.gpu_check import kernels
 from polaris_jax.gpu_check.sizes import SIZES, Size
 from polaris_jax.models.flops import matmul_peak
-from polaris_jax.rl.gradients import make_logprobs, put_rows
 from polaris_jax.rl.losses import k3
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.rl.update import make_update
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.runs.start import load_tokenizer, load_train_problems
+from polaris_jax.sampler import Sampler, make_sampling, verifier_pool
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rows import put_rows
 from polaris_jax.sharding.rules import sharded_params
+from polaris_jax.training.host import HostState
 from polaris_jax.training.state import init_state
-from polaris_jax.training.step import train_step
-from polaris_jax.types import Prompt
+from polaris_jax.training.step import Stage, train_step
+from polaris_jax.training.update import make_logprobs, make_update
+from polaris_jax.types import Problem, Prompt
 
 PROMPT = 32  # tokens, where a prompt's length does not matter
 REPEATS = 3  # timed after one to warm up
@@ -129,16 +129,14 @@ def step(size: Size, _: str) -> Found:
     config = size.config(changes)
     tokenizer, problems = load_tokenizer(config), load_train_problems(config)[: size.prompts]
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
-    row = max(len(prompt.tokens) for prompt in prompts.values()) + size.response
+    row = max(len(prompt.tokens) for prompt in prompts) + size.response
     config = size.config(changes | {"updates.row_lengths": (row,)})
-    state, curriculum = init_state(model, config, mesh), Curriculum()
-    engine, learn = RolloutEngine(model, mesh, config.rollout), make_update(model, config, mesh)
-    sampling = make_sampling(config.rollout, ())
-    with verifier_pool(config) as pool:
+    state, host, engine = init_state(model, config, mesh), HostState(), RolloutEngine(model, mesh, config.rollout)
+    with verifier_pool(config) as verifier:
+        sampler, sampling = Sampler(engine, tokenizer, verifier), make_sampling(config.rollout, ())
+        stage = Stage(config, prompts, sampler, sampling, make_update(model, config, mesh), None)
         for _ in range(2):
-            state, curriculum, metrics, *_ = train_step(
-                state, curriculum, config, problems, prompts, engine, learn, pool, tokenizer, sampling
-            )
+            state, host, _, metrics = train_step(state, host, stage, last=True)
     values = {f"{part}_s": metrics[f"seconds/{part}"] for part in ("rollout", "verdicts", "update", "step")}
     values |= {"tokens_per_s": metrics["tokens_per_s"], "gap": metrics["update/sampler_trainer_gap"]}
     values |= {"compilations": metrics["rollout/compilations"]}

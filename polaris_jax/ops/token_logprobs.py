@@ -23,7 +23,7 @@ def token_logprobs(
     temperature: jax.Array | float = 1.0,
     *,
     mask_BT: jax.Array | None = None,
-    slots: int | None = None,
+    trained: int | None = None,
     mesh: Mesh | None = None,
     chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -31,13 +31,13 @@ def token_logprobs(
 
     hidden_BTD: [B, T, D] in the compute dtype; unembedding_VD: float32 [V, D]; targets_BT: int32 [B, T]. Logits are
     accumulated and kept in float32. Both results are differentiable; the backward pass recomputes a chunk's logits.
-    slots: that many tokens are looked at on each device, its first where `mask_BT` is not 0; where that is not all of
+    trained: that many tokens are looked at on each device, its first where `mask_BT` is not 0; where that is not all of
     them, both results are 0 for the others. None: all tokens are.
     mesh: shards B over data and fsdp, T over context, V over tensor, as in `sharding/rules.py`; None: one device.
     chunk: tokens on each device whose logits exist at once; None: so many that they are `CHUNK_LOGITS` in all.
     """
     temperature = jnp.asarray(temperature, jnp.float32)
-    run, rows = partial(_device_logprobs, slots=slots, chunk=chunk), P(ROWS[:2], ROWS[2])
+    run, rows = partial(_device_logprobs, trained=trained, chunk=chunk), P(ROWS[:2], ROWS[2])
     if mesh is None or mesh.size == 1:
         run = partial(run, axis=None)
     else:
@@ -47,15 +47,15 @@ def token_logprobs(
     return run(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT)
 
 
-def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT, *, slots, chunk, axis):
+def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT, *, trained, chunk, axis):
     """One device's tokens; `axis` is the mesh axis the vocabulary is split over."""
     hidden_ND, targets_N = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), targets_BT.reshape(-1)
     flat = partial(_flat_logprobs, unembedding_VD=unembedding_VD, temperature=temperature, chunk=chunk, axis=axis)
     tokens = targets_N.size
-    if slots is None or slots == tokens:
+    if trained is None or trained == tokens:
         outs = flat(hidden_ND, targets_N)
     else:
-        (chosen_S,) = jnp.nonzero(mask_BT.reshape(-1), size=slots, fill_value=tokens)
+        (chosen_S,) = jnp.nonzero(mask_BT.reshape(-1), size=trained, fill_value=tokens)
         chosen = partial(jnp.take, indices=chosen_S, axis=0, mode="fill", fill_value=0)
         hidden_SD, targets_S = chosen(hidden_ND), chosen(targets_N)
         zeros_N = jnp.zeros(tokens, jnp.float32)

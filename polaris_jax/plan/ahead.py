@@ -23,9 +23,7 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
 from polaris_jax.optim.optimizer import init_opt_state
-from polaris_jax.rl.gradients import make_accumulate, make_logprobs
 from polaris_jax.rl.packing import rows_of
-from polaris_jax.rl.update import make_apply
 from polaris_jax.rollout import lane as lanes
 from polaris_jax.rollout.engine import pool_pages, sampler_model
 from polaris_jax.rollout.kv_pages import pages_for
@@ -34,6 +32,7 @@ from polaris_jax.rollout.sampling import Sampling
 from polaris_jax.rollout.weight_sync import HandOver, lane_meshes
 from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
 from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.training.update import make_accumulate, make_apply, make_logprobs
 from polaris_jax.types import PackedBatch
 
 GPUS_OF_A_HOST = 8
@@ -110,13 +109,16 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     several, with_kl = config.updates.minibatches * config.updates.epochs > 1, config.algorithm.kl > 0
     lowered = {}
     for length in config.updates.row_lengths:
-        rows, values = _rows(rows_of(config.updates, length), length, mesh)
-        rest = params, rows, values if several else None, values if with_kl else None, scalar, scalar
-        lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
+        rows = _rows(rows_of(config.updates, length), length, mesh)
         if several or with_kl:
             lowered[f"forward/{length}"] = forward.lower(params, rows, scalar)
+        olds = {"old_logprobs": several, "reference_logprobs": with_kl}
+        rows = rows._replace(**{name: rows.advantages for name, used in olds.items() if used})
+        rest = params, rows, scalar, scalar
+        lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
     totals = jax.tree.map(partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(params, *rest)[1])
-    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals)}
+    usable = jax.ShapeDtypeStruct((), jnp.bool_)
+    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals, usable)}
 
 
 def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
@@ -159,13 +161,11 @@ def _params(model: ModelConfig, shardings: Any) -> Any:
     return jax.tree.map(_laid, shapes, shardings)
 
 
-def _rows(count: int, length: int, mesh: Mesh) -> tuple[PackedBatch, jax.ShapeDtypeStruct]:
-    """A batch of packed rows, and one float for each of its slots."""
+def _rows(count: int, length: int, mesh: Mesh) -> PackedBatch:
+    """A batch of packed rows."""
     count += -count % (mesh.shape["data"] * mesh.shape["fsdp"])
-    integers, floats = (
-        jax.ShapeDtypeStruct((count, length), dtype, sharding=rows_sharding(mesh)) for dtype in (jnp.int32, jnp.float32)
-    )
-    return PackedBatch(*[integers] * 4, *[floats] * 3), floats
+    dtypes = [jnp.int32] * 4 + [jnp.float32] * 3 + [jnp.bool_]
+    return PackedBatch(*(jax.ShapeDtypeStruct((count, length), d, sharding=rows_sharding(mesh)) for d in dtypes))
 
 
 def _laid(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
+
+from polaris_jax.types import Group
 
 
 def group_advantages(rewards_NG: np.ndarray, *, eps: float = 1e-6) -> np.ndarray:
@@ -46,6 +49,18 @@ ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": mean_advantages,
     "rloo": rloo_advantages,
 }
+
+
+def advantages(groups: Sequence[Group], algorithm: ConfigDict, max_response_tokens: int) -> np.ndarray:
+    """The advantages that `config.algorithm` names, float32 [groups, samples].
+
+    Of the rewards, less the punishment of length where `overlong_buffer` asks for one.
+    """
+    rewards_NG = np.stack([group.rewards for group in groups])
+    if algorithm.overlong_buffer:
+        lengths_NG = np.asarray([[len(rollout.tokens) for rollout in group.rollouts] for group in groups])
+        rewards_NG = rewards_NG + soft_overlong_punishment(lengths_NG, max_response_tokens, algorithm.overlong_buffer)
+    return ADVANTAGES[algorithm.advantage](rewards_NG)
 
 
 def soft_overlong_punishment(lengths: np.ndarray, max_tokens: int, buffer_tokens: int) -> np.ndarray:

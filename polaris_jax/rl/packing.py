@@ -60,10 +60,10 @@ def pack(
     """Packs by first-fit-decreasing into batches of [rows, row length], and tells how full they are.
 
     updates: that section of the config. `row_lengths`: the lengths a row may have (a sequence of n tokens takes n - 1
-    places of it); a sequence goes to the shortest that holds it, or to the free end of a longer row. `rows`: of a batch,
-    see `rows_of`; batches of a length share its rows evenly and may then have some eighths of that. `minibatches`:
-    sequences are assigned in turn to this many parts, and the list returned splits into that many equal runs, one a part
-    (made equal with batches of padding, which are neither run nor counted).
+    places of it); a sequence goes to the shortest that holds it, or to the free end of a longer row. `rows`: of a
+    batch, see `rows_of`; batches of a length share its rows evenly and may then have some eighths of that.
+    `minibatches`: sequences are assigned in turn to this many parts, and the list returned splits into that many equal
+    runs, one a part (made equal with batches of padding, which are neither run nor counted).
     alone: each sequence has a row of its own, see `ops.attention.alone_in_rows`.
 
     Returns the batches, all sequences in them whole, and "packing_efficiency": real tokens over places, padded rows

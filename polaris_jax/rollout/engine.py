@@ -22,7 +22,7 @@ from polaris_jax.models.presets import ModelConfig, Yarn
 from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.programs import Pages
 from polaris_jax.rollout.quantise import weight_bytes
-from polaris_jax.rollout.records import Progress, Response, rollouts_of_others
+from polaris_jax.rollout.records import Progress, Response
 from polaris_jax.rollout.replica import Counters, Lane, Programs, bucket, new_pool
 from polaris_jax.rollout.sampling import Sampling, sequence_key
 from polaris_jax.rollout.weight_sync import HandOver, lane_meshes
@@ -65,19 +65,18 @@ class RolloutEngine:
         seed: int,
         *,
         limits: np.ndarray | None = None,
-        known: Sequence[Rollout] = (),
+        resumed: Sequence[Rollout] = (),
         progress: Callable[[Progress], None] | None = None,
-        everyones: bool = True,
     ) -> Iterator[Rollout]:
         """Yields `samples` rollouts of each prompt, in any order, each as soon as it is finished.
 
         params: the trainer's float32 parameters. seed: contains the step; a token depends on (seed, prompt id, sample,
         position) and on nothing else. limits: int [prompts, samples], the most tokens of each response where that is
-        less than `sampling.max_response_tokens`. known: rollouts that an unfinished call with the same arguments gave;
+        less than `sampling.max_response_tokens`. resumed: rollouts that an unfinished call with the same arguments gave;
         those of this process's share are yielded first and not sampled again. progress: called between device calls.
 
         With several processes all of them call it with the same arguments; each decodes its share (`multihost.share` of
-        the prompts) and yields that as it finishes, then, if `everyones`, the others' rollouts. SIGINT and SIGTERM take
+        the prompts) and yields that as it finishes. SIGINT and SIGTERM take
         effect between device calls, after what is finished has been yielded; within `preemption.preemptible` SIGTERM
         raises Preempted. Raises UserError for a prompt that cannot fit, before anything is compiled.
         """
@@ -85,7 +84,7 @@ class RolloutEngine:
         began, traced = time.perf_counter(), self._programs.traced
         counters = Counters()
         queue = self._groups(prompts, samples, sampling, seed, limits)
-        known, queue = _without_known(queue, known)
+        resumed, queue = _without_resumed(queue, resumed)
         total = sum(len(responses) for responses, _ in queue)
         cast = self._hand_over(params)
         jax.block_until_ready(cast)
@@ -100,10 +99,9 @@ class RolloutEngine:
         ]  # fmt: skip
         finished = longest = 0
         self.metrics = self._measure(counters, time.perf_counter() - began, handed_over - began, 0)
-        mine: list[Rollout] = list(known)
         self._at_work = lanes
         try:
-            yield from known
+            yield from resumed
             while finished < total and not self._stop.is_set() and not preemption.requested():
                 supervision.heartbeat()
                 with Deferred() as deferred:
@@ -120,8 +118,6 @@ class RolloutEngine:
                 self.metrics |= {"finished": finished, "total": total, "longest": longest}
                 for response in done:
                     rollout = response.rollout()
-                    if everyones and jax.process_count() > 1:
-                        mine.append(rollout)
                     yield rollout
                 if progress:
                     running = sum(len(lane.scheduler.running) for lane in lanes)
@@ -140,8 +136,6 @@ class RolloutEngine:
                 counters, finished, total, longest = _of_all(counters, finished, total, longest)
                 self.metrics = self._measure(counters, seconds, handed_over - began, self._programs.traced - traced)
                 self.metrics |= {"finished": finished, "total": total, "longest": longest}
-                if everyones:
-                    yield from rollouts_of_others(mine)
         finally:
             self._at_work = []  # nor do weights and cache stay while the trainer works
             if self._programs.roomy:
@@ -282,10 +276,10 @@ def _of_all(counters: Counters, finished: int, total: int, longest: int) -> tupl
     return Counters(**sums), sum(e[1] for e in everyone), sum(e[2] for e in everyone), max(e[3] for e in everyone)
 
 
-def _without_known(queue: Queue, known: Sequence[Rollout]) -> tuple[list[Rollout], Queue]:
-    """The known rollouts that are in the queue, and the queue without them."""
+def _without_resumed(queue: Queue, resumed: Sequence[Rollout]) -> tuple[list[Rollout], Queue]:
+    """The resumed rollouts that are in the queue, and the queue without them."""
     mine = {(response.problem_id, response.sample) for responses, _ in queue for response in responses}
-    found = {(r.problem_id, r.sample): r for r in known if (r.problem_id, r.sample) in mine}
+    found = {(r.problem_id, r.sample): r for r in resumed if (r.problem_id, r.sample) in mine}
     left: Queue = deque()
     for responses, limits in queue:
         pairs = [(r, n) for r, n in zip(responses, limits, strict=True) if (r.problem_id, r.sample) not in found]

@@ -26,6 +26,26 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def make_meshes(shape: Mapping[str, int], sampling_devices: int) -> tuple[Mesh, Mesh]:
+    """The trainer's mesh and the sampler's: the same one, or the sampler's of the last `sampling_devices` devices.
+
+    Raises UserError where these cannot be had, or there are several processes, whose devices cannot be split so.
+    """
+    count, devices = sampling_devices, jax.devices()
+    if not count:
+        mesh = make_mesh(shape)
+        return mesh, mesh
+    if jax.process_count() > 1:
+        raise UserError(f"config.rollout.devices: {count} needs one process, found {jax.process_count()}; expected 0")
+    if count >= len(devices):
+        raise UserError(f"config.rollout.devices: {count} of {len(devices)} devices leave none to train on")
+    trainer = make_mesh(shape, devices[:-count])
+    tensor = trainer.shape["tensor"]
+    if count % tensor:
+        raise UserError(f"config.rollout.devices: expected a multiple of config.mesh.tensor={tensor}, found {count}")
+    return trainer, make_mesh({"fsdp": -1, "tensor": tensor}, devices[-count:])
+
+
 def axis_sizes(shape: Mapping[str, int], devices: int) -> list[int]:
     """The size of each axis of `AXES` on that many devices. shape and errors: as in `make_mesh`."""
     sizes = asked = [shape.get(axis, 1) for axis in AXES]

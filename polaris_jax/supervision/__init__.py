@@ -2,6 +2,17 @@
 
 from polaris_jax.supervision.interrupts import Deferred
 from polaris_jax.supervision.preemption import Preempted, check, preemptible, requested
-from polaris_jax.supervision.watchdog import States, heartbeat, supervised
+from polaris_jax.supervision.watchdog import States, heartbeat, in_words, showing, supervised
 
-__all__ = ["Deferred", "Preempted", "States", "check", "heartbeat", "preemptible", "requested", "supervised"]
+__all__ = [
+    "Deferred",
+    "Preempted",
+    "States",
+    "check",
+    "heartbeat",
+    "in_words",
+    "preemptible",
+    "requested",
+    "showing",
+    "supervised",
+]

@@ -32,11 +32,30 @@ States = dict[str, Callable[[], Any]]  # json-able states of the parts at work, 
 
 _heartbeats = itertools.count()
 _last = ["start", next(_heartbeats)]
+_shown_by: list[Callable[[str, int | None, int | None], None]] = []
 
 
-def heartbeat(what: str | None = None) -> None:
-    """Says that there is progress, and with what from now on."""
+def heartbeat(what: str | None = None, done: int | None = None, total: int | None = None) -> None:
+    """Says that there is progress, and with what from now on; done: how much of the `total` there is of it."""
     _last[:] = _last[0] if what is None else what, next(_heartbeats)
+    if what is not None:
+        for show in _shown_by:
+            show(what, done, total)
+
+
+def in_words(what: str, done: int | None = None, total: int | None = None) -> str:
+    """What a heartbeat says, such as "612 of 1024 rollouts"."""
+    return what if total is None else f"{done} of {total} {what}"
+
+
+@contextmanager
+def showing(show: Callable[[str, int | None, int | None], None]) -> Iterator[None]:
+    """Within the block `show` is called with what each `heartbeat` says, on the thread that says it."""
+    _shown_by.append(show)
+    try:
+        yield
+    finally:
+        _shown_by.remove(show)
 
 
 @contextmanager

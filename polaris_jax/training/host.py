@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.data.curriculum import Curriculum
-from polaris_jax.training.next_batch import Sampled
+from polaris_jax.training.next_batch import SampledBatch
 from polaris_jax.types import Group, Problem, Rollout
 
 
@@ -21,7 +21,7 @@ class HostState:
     curriculum: the place in the data and what is known of the problems. stage: index of the present stage.
     stage_start: the step that it began after. temperature: of its rollouts. diversity: of the responses at the start
     of training, which a search for a temperature restores; None where no stage searches. device_seconds: spent so far,
-    summed over devices. ahead: the next step's batch, where it was sampled beside the update of this one.
+    summed over devices. next_batch: the next step's batch, where it was sampled beside the update of this one.
     """
 
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -30,7 +30,7 @@ class HostState:
     temperature: float = 1.0
     diversity: float | None = None
     device_seconds: float = 0.0
-    ahead: Sampled | None = None
+    next_batch: SampledBatch | None = None
 
 
 def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -39,16 +39,16 @@ def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     The arrays hold rollouts one behind the other, solutions first and then those of the batch ahead: tokens int32,
     prompt and response of each; logprobs float32. They are left out where there are none.
     """
-    solutions, ahead = host.curriculum.solutions, host.ahead
+    solutions, ahead = host.curriculum.solutions, host.next_batch
     rollouts = [*solutions.values(), *(r for group in (ahead.groups if ahead else ()) for r in group.rollouts)]
-    saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), ahead=None))
+    saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), next_batch=None))
     saved["solutions"] = list(solutions)
     saved["rollouts"] = [
         [r.problem_id, r.sample, r.finish_reason, len(r.prompt_tokens), len(r.tokens)] for r in rollouts
     ]
     if ahead:
         groups = [[asdict(group.problem), group.rewards.tolist()] for group in ahead.groups]
-        saved["ahead"] = {"groups": groups, "texts": ahead.texts, "metrics": ahead.metrics}
+        saved["next_batch"] = {"groups": groups, "texts": ahead.texts, "metrics": ahead.metrics}
     if not rollouts:
         return saved, {}
     tokens = np.concatenate([part for r in rollouts for part in (r.prompt_tokens, r.tokens)])
@@ -69,10 +69,10 @@ def from_saved(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Ho
         rollouts.append(Rollout(problem_id, sample, tokens[:prompt], tokens[prompt:], logprobs, finish_reason))
     rest = iter(rollouts)
     curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": {name: next(rest) for name in names}}
-    if ahead := saved.pop("ahead"):
+    if ahead := saved.pop("next_batch"):
         groups = []
         for problem, rewards in ahead["groups"]:
             problem = Problem(**problem | {"answers": tuple(problem["answers"])})
             groups.append(Group(problem, tuple(islice(rest, len(rewards))), np.asarray(rewards, np.float32)))
-        ahead = Sampled(**ahead | {"groups": groups})
-    return HostState(**saved, curriculum=Curriculum(**curriculum), ahead=ahead)
+        ahead = SampledBatch(**ahead | {"groups": groups})
+    return HostState(**saved, curriculum=Curriculum(**curriculum), next_batch=ahead)

@@ -21,9 +21,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.summary import Writer
+from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
+from polaris_jax.supervision import in_words
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -168,9 +170,9 @@ class MetricsLogger:
             with suppress(OSError):
                 self._tensorboard.close()
 
-    def phase(self, text: str) -> None:
+    def phase(self, what: str, done: int | None = None, total: int | None = None) -> None:
         """Shows what the current step is doing, such as "612 of 1024 rollouts"."""
-        self._progress.update(self._task, text=text)
+        self._progress.update(self._task, text=in_words(what, done, total))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of a finished step."""
@@ -227,3 +229,22 @@ class MetricsLogger:
         except OSError as error:
             logging.warning("%s/tensorboard: cannot be written: %s", self._workdir, error.strerror)
             self._tensorboard = None
+
+
+def log_samples(
+    log: MetricsLogger, step: int, stage: str, groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Writes the first rollout of each group, in words, to samples.jsonl."""
+    for group in groups:
+        rollout = group.rollouts[0]
+        log.sample(
+            {
+                "step": step,
+                "stage": stage,
+                "question": group.problem.question,
+                "response": tokenizer.decode(rollout.tokens),
+                "answers": list(group.problem.answers),
+                "reward": float(group.rewards[0]),
+                "finish_reason": rollout.finish_reason,
+            }
+        )

@@ -19,8 +19,9 @@ from polaris_jax import config as configs
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.optim.optimizer import global_norm
-from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rows import put_rows
+from polaris_jax.training.update import make_gradient, make_logprobs
 from polaris_jax.types import PackedBatch
 
 NEWEST = 3  # batches that are kept
@@ -57,7 +58,8 @@ def keep(workdir: Path, step: int, batches: Sequence[PackedBatch], temperature: 
     directory = workdir / "not_finite"
     directory.mkdir(exist_ok=True)
     head = {"step": step, "temperature": temperature, "config": json.loads(config.to_json_best_effort())}
-    arrays = {f"{i}.{name}": x for i, batch in enumerate(batches) for name, x in batch._asdict().items()}
+    fields = ((i, name, x) for i, batch in enumerate(batches) for name, x in batch._asdict().items())
+    arrays = {f"{i}.{name}": x for i, name, x in fields if x is not None}
     path = directory / f"{step}.npz"
     np.savez(path, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
     for old in sorted(directory.glob("*.npz"), key=lambda path: int(path.stem))[:-NEWEST]:
@@ -71,7 +73,8 @@ def load(path: str | Path) -> Kept:
         with np.load(path, allow_pickle=False) as file:
             head = json.loads(file["head"].tobytes())
             count = 1 + max(int(name.split(".")[0]) for name in file.files if name != "head")
-            batches = [PackedBatch(*(file[f"{i}.{name}"] for name in PackedBatch._fields)) for i in range(count)]
+            fields = [[name for name in PackedBatch._fields if f"{i}.{name}" in file] for i in range(count)]
+            batches = [PackedBatch(**{name: file[f"{i}.{name}"] for name in fields[i]}) for i in range(count)]
     except Exception as error:  # of many kinds, since np.load opens whatever the file looks like
         raise UserError(f"{path}: expected a batch of a run's not_finite/; {error}") from error
     return Kept(head["step"], head["temperature"], ConfigDict(head["config"]), batches)
@@ -91,25 +94,25 @@ def find(kept: Kept, model: ModelConfig, params: Any) -> Iterator[Finding]:
     temperature, scale = np.float32(kept.temperature), np.float32(1)
     for b, batch in enumerate(kept.batches):
         for r in range(len(batch.tokens)):
-            row = PackedBatch(*(x[r : r + 1] for x in batch))
+            row = jax.tree.map(lambda x, r=r: x[r : r + 1], batch)
             if not row.mask.any():
                 continue
             logprobs = np.asarray(logprobs_of(params, put_rows(row, mesh), temperature)[0])[:1]
-            segments = np.abs(row.segment_ids)
+            segments = row.segment_ids
             for segment in range(1, segments.max() + 1):
                 alone = row._replace(mask=np.where(segments == segment, row.mask, 0))
                 if not alone.mask.any():
                     continue
-                grads, (sums, _) = gradient(params, [put_rows(alone, mesh)], [None], [None], temperature, scale)
+                grads, (sums, _) = gradient(params, [put_rows(alone, mesh)], temperature, scale)
                 loss, norm, place = float(sums["loss"]), float(global_norm(grads)), segments[0] == segment
-                learnt = row.mask[0][place] > 0
+                trained = row.mask[0][place] > 0
                 found = []
                 for what, values in (
                     ("log-prob", logprobs),
                     ("behaviour log-prob", row.behaviour_logprobs),
                     ("advantage", row.advantages),
                 ):
-                    bad = learnt & ~np.isfinite(values[0][place])
+                    bad = trained & ~np.isfinite(values[0][place])
                     found += [(what, int(np.argmax(bad)) + 1)] if bad.any() else []
                 found += [] if np.isfinite(loss) else [("loss", None)]
                 found += [] if np.isfinite(norm) else [("gradient", None)]

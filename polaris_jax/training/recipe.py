@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
-from polaris_jax import hf
+from polaris_jax import hf, supervision
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.runs.workdir import check_config, hold, write_config, write_json
 from polaris_jax.sharding.multihost import barrier, is_writer
@@ -74,13 +74,15 @@ def _run(config: ConfigDict, workdir: Path, announce: Announce, allow_changed: t
         once("sft", lambda: sft.run(base, workdir / "sft", allow_changed=allow_changed))
         config = configs.override(config, {"model.path": str(workdir / "sft")})
     measured = workdir / "difficulty"
-    once("difficulty", lambda: difficulty.run(config, measured, progress=in_tenths(announce, "problems measured")))
+    with supervision.showing(in_tenths(announce)):
+        once("difficulty", lambda: difficulty.run(config, measured))
     training = configs.override(config, {"data.train": str(measured / "kept")})
     changed = (*allow_changed, "model.path", "data.train")  # with the workdir, which may have been moved
     once("train", lambda: loop.run(training, workdir / "train", allow_changed=changed))
     trained = configs.override(config, {"model.path": str(workdir / "train")})
-    scored, progress = workdir / "evaluation", in_tenths(announce, "responses judged")
-    once("evaluation", lambda: job.run(trained, scored, progress=progress))
+    scored = workdir / "evaluation"
+    with supervision.showing(in_tenths(announce)):
+        once("evaluation", lambda: job.run(trained, scored))
     once("export", lambda: export(config, workdir / "train", workdir / "export"))
     scores = json.loads((scored / "scores.json").read_text(encoding="utf-8"))["scores"]
     history = History(tuple(read_metrics(workdir / "train")), workdir / "train")
@@ -122,14 +124,13 @@ def export(config: ConfigDict, source: Path, target: Path) -> None:
         )
 
 
-def in_tenths(announce: Announce, what: str) -> Callable[[int, int], None]:
-    """A progress function that announces every tenth part once."""
-    told = 0
+def in_tenths(announce: Announce) -> Callable[[str, int | None, int | None], None]:
+    """For `supervision.showing`: announces every tenth part of what can be counted, once."""
+    told: dict[str, int] = {}
 
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if total and done * 10 // total > told:
-            told = done * 10 // total
+    def show(what: str, done: int | None, total: int | None) -> None:
+        if total and done * 10 // total > told.get(what, 0):
+            told[what] = done * 10 // total
             announce(f"{done:,} of {total:,} {what}")
 
-    return progress
+    return show

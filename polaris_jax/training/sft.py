@@ -14,17 +14,16 @@ from polaris_jax.data.prompts import tokenize_conversations
 from polaris_jax.errors import UserError
 from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.rl.update import check_finite, make_update
 from polaris_jax.runs.start import check_rows, load_conversations, load_model, load_tokenizer, save_model_files
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import any_process, is_writer
-from polaris_jax.supervision import preemption
 from polaris_jax.training import not_finite
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger
 from polaris_jax.training.state import init_state
+from polaris_jax.training.update import check_finite, make_update
 
 # Sections that SFT does not read, and keys that those of `config.sft` take the place of.
 UNUSED = ("stages", "rollout", "search", "algorithm", "reward", "training", "difficulty", "evaluation")
@@ -32,10 +31,10 @@ REPLACED = ("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_s
 
 
 def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ...] = ()) -> History:
-    """Fine-tunes on `config.sft.data`, or goes on where the run in `workdir` stopped.
+    """Fine-tunes on `config.sft.data`, or resumes the run in `workdir`.
 
-    Each update takes the next `config.sft.batch_size` conversations, of a seeded order or of the file's, and learns the
-    assistant's tokens. allow_changed: keys that the config of the run in `workdir` may have otherwise. Returns the
+    Each update takes the next `config.sft.batch_size` conversations, of a seeded order or of the file's, and trains on
+    the assistant's tokens. allow_changed: keys that the config of the run in `workdir` may have otherwise. Returns the
     metrics of every step. Raises UserError, before anything is compiled, where config, data, model and workdir do not
     fit together.
     """
@@ -79,14 +78,14 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}
             metrics = packing | metrics | speed | {"seconds/checkpoint": checkpoints.seconds}
             log.write(step, metrics)
-            supervision.heartbeat(f"step {step}")
+            supervision.heartbeat("step", step, steps)
             skipped = metrics["skipped"] > 0  # a replay needs this state
             if skipped and is_writer():
                 not_finite.keep(workdir, step - 1, batches, 1.0, config)
             due = checkpoints.due(step, config.training) or step == steps or skipped
-            if due or any_process(preemption.requested()):
+            if due or any_process(supervision.requested()):
                 checkpoints.save(state, HostState(place), metrics, first=log.sync)
-            preemption.check()
+            supervision.check()
             check_finite(metrics["skipped_in_a_row"], config)
         return log.history()
 

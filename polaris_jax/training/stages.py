@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.data.curriculum import drop_easy
 from polaris_jax.evaluation.evaluate import evaluate
-from polaris_jax.evaluation.job import make_sampling
 from polaris_jax.evaluation.probe import measures
 from polaris_jax.hf import stop_ids
-from polaris_jax.rewards import VerifierPool
 from polaris_jax.rl.temperature import search_temperature
-from polaris_jax.rollout import RolloutEngine
+from polaris_jax.sampler import Sampler, make_sampling
 from polaris_jax.training.host import HostState
-from polaris_jax.types import Problem
+from polaris_jax.types import Prompt
 
 Measure = Callable[[float], tuple[float, float]]  # a temperature's accuracy and diversity
 
@@ -29,7 +26,7 @@ def enter_stage(
     index: int,
     stages: Sequence[ConfigDict],
     step: int,
-    problems: Sequence[Problem],
+    prompts: Sequence[Prompt],
     measure: Measure,
 ) -> HostState:
     """The host state with which stage `index` begins behind `step`.
@@ -42,7 +39,7 @@ def enter_stage(
     stage, curriculum, diversity = stages[index], host.curriculum, host.diversity
     if index > 0:
         least = stage.rollout.prompts
-        curriculum = drop_easy(curriculum, problems, stages[index - 1].data.drop_above, least)
+        curriculum = drop_easy(curriculum, prompts, stages[index - 1].data.drop_above, least)
     temperature = float(stage.rollout.temperature)
     if stage.search.on:
         highest = max(stage.search.highest, host.temperature)
@@ -55,24 +52,19 @@ def enter_stage(
 
 
 def make_measure(
-    params: Any,
-    engine: RolloutEngine,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    config: ConfigDict,
-    pool: VerifierPool,
+    sampler: Sampler, params: Any, prompts: Sequence[Prompt], config: ConfigDict
 ) -> Measure:
     """Builds `measure(temperature) -> (accuracy, diversity)` on `config.search.problems` of the problems.
 
     They are drawn by the seed, the same in every stage, and get `config.search.samples` responses each.
     """
-    order = np.random.default_rng([config.seed]).permutation(len(problems))
-    probed = [problems[i] for i in order[: config.search.problems]]
-    sampling, samples = make_sampling(config.rollout, stop_ids(tokenizer)), config.search.samples
+    order = np.random.default_rng([config.seed]).permutation(len(prompts))
+    probed = [prompts[i] for i in order[: config.search.problems]]
+    sampling, samples = make_sampling(config.rollout, stop_ids(sampler.tokenizer)), config.search.samples
 
     def measure(temperature: float) -> tuple[float, float]:
         at = replace(sampling, temperature=temperature)
-        found = measures(evaluate(params, engine, tokenizer, probed, at, samples, config.seed, pool))
+        found = measures(evaluate(sampler, params, probed, samples, at, config.seed))
         return found["mean"], found["diversity"]
 
     return measure

@@ -1,187 +1,154 @@
-"""One step of GRPO: samples groups of rollouts, verifies them, and makes one update.
+"""One step of GRPO, from top to bottom.
 
-problems -> prompts -> rollouts -> rewards -> groups -> exploration -> advantages -> packed batches -> update
+problems -> rollouts -> verdicts -> groups -> exploration -> advantages -> packed batches -> update -> curriculum
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
-from polaris_jax.data.curriculum import Curriculum, draw, remaining, visited
-from polaris_jax.evaluation.evaluate import response_text
+from polaris_jax.data.curriculum import draw, remaining, visited
 from polaris_jax.ops.attention import alone_in_rows
-from polaris_jax.rewards import Verdict, VerifierPool
-from polaris_jax.rl.advantages import ADVANTAGES, soft_overlong_punishment
+from polaris_jax.rl.advantages import advantages
 from polaris_jax.rl.exploration import explore, remember
 from polaris_jax.rl.packing import from_rollouts, pack
-from polaris_jax.rollout import RolloutEngine, Sampling
-from polaris_jax.sharding import multihost
+from polaris_jax.rollout import Sampling
+from polaris_jax.sampler import Sampler, sample
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import param_shardings
-from polaris_jax.training import next_batch, not_finite, rollout_store
+from polaris_jax.supervision import heartbeat
+from polaris_jax.training import not_finite
+from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import group_metrics
+from polaris_jax.training.next_batch import SampledBatch, beside
 from polaris_jax.training.state import TrainState
-from polaris_jax.types import Group, Problem, Prompt, Rollout
+from polaris_jax.training.update import Update
+from polaris_jax.types import Group, Prompt
+
+
+class Stage(NamedTuple):
+    """What stays the same in all steps of a stage; made once.
+
+    config: the stage's. prompts: of all training problems. sampling: with the stage's temperature. update: of
+    `make_update`. workdir: keeps the rollouts of a step for its repetition (`rollout/store.py`), and its batch where
+    the update was skipped (`not_finite.py`); None keeps nothing.
+    """
+
+    config: ConfigDict
+    prompts: Sequence[Prompt]
+    sampler: Sampler
+    sampling: Sampling
+    update: Update
+    workdir: Path | None
 
 
 def train_step(
-    state: TrainState,
-    curriculum: Curriculum,
-    config: ConfigDict,
-    problems: Sequence[Problem],
-    prompts: dict[str, Prompt],
-    engine: RolloutEngine,
-    update: Callable,
-    pool: VerifierPool,
-    tokenizer: PreTrainedTokenizerBase,
-    sampling: Sampling,
-    phase: Callable[[str], None] = lambda text: None,
-    workdir: Path | None = None,
-    ahead: next_batch.Sampled | None = None,
-    more: bool = False,
-) -> tuple[TrainState, Curriculum, dict[str, float], list[Group], next_batch.Sampled | None]:
-    """One step of GRPO. Returns the new state and curriculum, the step's metrics and its groups, and the next `ahead`.
+    state: TrainState, host: HostState, stage: Stage, *, last: bool
+) -> tuple[TrainState, HostState, list[Group], dict[str, float]]:
+    """One step: samples groups of rollouts, verifies them, and makes one update of the batch.
 
-    workdir: where the step's rollouts are kept for its repetition (`kept.py`), and its batch where the update was
-    skipped (`not_finite.py`). ahead: the step's batch, where the step before has sampled it; `more`: whether a step of
-    the same stage follows, whose batch this one samples where sampling has devices of its own (`overlap.py`).
+    last: whether the stage ends with it, so that nothing is sampled ahead. Returns the new state and host state, the
+    groups as they were sampled, and the step's metrics. state is donated.
     """
+    config, engine, step = stage.config, stage.sampler.engine, int(state.step)
     started = time.perf_counter()
-    step, known = int(state.step), remaining(curriculum, problems)
 
-    def sample(params: Any, visits: Sequence[Problem], step: int) -> next_batch.Sampled:
-        seed, samples = step_seed(config.seed, step), config.rollout.samples
-        keep_at = workdir and workdir / "rollouts" / f"{step}.{jax.process_index()}"
-        return sample_groups(engine, params, visits, prompts, samples, sampling, seed, pool, tokenizer, phase, keep_at)
+    # The problems of this step: without replacement within an epoch, from those that no stage has dropped.
+    choice = remaining(host.curriculum, stage.prompts)
+    prompts, curriculum = draw(host.curriculum, choice, config.rollout.prompts, config.seed)
 
-    visits, curriculum = draw(curriculum, known, config.rollout.prompts, config.seed)
-    batch = ahead or sample(state.params, visits, step)
-    learn_it = partial(learn, state, curriculum, batch, config, update, sampling, phase, workdir)
-    if more and config.rollout.devices:
-        later, _ = draw(curriculum, known, config.rollout.prompts, config.seed)
-        params = jax.device_put(state.params, param_shardings(engine.model, engine.mesh))  # the update donates its own
-        learnt, ahead = next_batch.both(learn_it, partial(sample, params, later, step + 1), engine.stop)
-    else:
-        learnt, ahead = learn_it(), None
-    state, curriculum, metrics = learnt
-    seconds = time.perf_counter() - started
-    metrics |= {"curriculum/problems": len(problems) - len(curriculum.dropped), "seconds/step": seconds}
-    metrics["tokens_per_s"] = sum(len(r.tokens) for g in batch.groups for r in g.rollouts) / seconds
-    return state, curriculum, metrics, batch.groups, ahead
+    # Sample and verify, or take what the step before sampled beside its update.
+    batch = host.next_batch or sample_batch(stage, state.params, prompts, step)
+    sampled = time.perf_counter()
 
+    # Rescue and substitute: what is trained on where all rewards of a group are equal. Metrics are of what was sampled.
+    explored = explore(batch.groups, curriculum.solutions, config, step)
+    too_few = explored.mixed / len(batch.groups) <= config.algorithm.min_mixed > 0
 
-def learn(
-    state: TrainState,
-    curriculum: Curriculum,
-    batch: next_batch.Sampled,
-    config: ConfigDict,
-    update: Callable,
-    sampling: Sampling,
-    phase: Callable[[str], None] = lambda text: None,
-    workdir: Path | None = None,
-) -> tuple[TrainState, Curriculum, dict[str, float]]:
-    """The second half of a step: the new state and curriculum, and the metrics of the batch and of its update."""
-    started = time.perf_counter()
-    step, (groups, texts, metrics) = int(state.step), batch
-    explored = explore(groups, curriculum.solutions, config, step)
-    rewards_NG = np.stack([group.rewards for group in explored.groups])
-    if buffer := config.algorithm.overlong_buffer:
-        lengths_NG = np.asarray([[len(rollout.tokens) for rollout in group.rollouts] for group in explored.groups])
-        rewards_NG = rewards_NG + soft_overlong_punishment(lengths_NG, sampling.max_response_tokens, buffer)
-    advantages_NG = ADVANTAGES[config.algorithm.advantage](rewards_NG)
+    # Advantages: of each response relative to its group.
+    advantages_NG = advantages(explored.groups, config.algorithm, stage.sampling.max_response_tokens)
+
+    # Pack: prompts and responses of many lengths into rows of a few lengths.
+    alone = alone_in_rows(state.step.sharding.mesh, config.model.dtype)
     sequences = from_rollouts(explored.groups, advantages_NG, explored.off_policy)
-    mesh = jax.tree.leaves(state.params)[0].sharding.mesh
-    batches, packing = pack(sequences, config.updates, alone=alone_in_rows(mesh, config.model.dtype))
-    least = config.algorithm.min_mixed
-    too_few = least > 0 and explored.mixed / len(groups) <= least
-    if too_few:
-        state = state._replace(step=state.step + 1)
-        update_metrics = {"skipped": 0.0, "skipped_in_a_row": float(state.opt_state.skipped_in_a_row)}
-    else:
-        phase("update")
-        state, update_metrics = update(state, batches, sampling.temperature)
-        if update_metrics["skipped"] and workdir and is_writer():
-            not_finite.keep(workdir, step, batches, sampling.temperature, config)
-    finished = time.perf_counter()
-    curriculum = visited(curriculum, groups)
-    if config.algorithm.rescue:
-        solutions = remember(curriculum.solutions, groups, config.algorithm.rescue_buffer)
-        curriculum = replace(curriculum, solutions=solutions)
+    batches, packing = pack(sequences, config.updates, alone=alone)
 
-    metrics = group_metrics(groups, texts) | metrics
+    # Update, and beside it sample the next batch where sampling has devices of its own: with the parameters of before,
+    # copied there first, since the update donates them.
+    ahead = nullcontext()
+    if config.rollout.devices and not last:
+        params = jax.device_put(state.params, param_shardings(engine.model, engine.mesh))
+        following, _ = draw(curriculum, choice, config.rollout.prompts, config.seed)
+        ahead = beside(sample_batch, stage, params, following, step + 1, stop=engine.stop)
+    with ahead as next_batch:
+        if too_few:
+            state, update_metrics = without_update(state)
+        else:
+            heartbeat("update")
+            state, update_metrics = stage.update(state, batches, stage.sampling.temperature)
+    if update_metrics["skipped"] and stage.workdir and is_writer():
+        not_finite.keep(stage.workdir, step, batches, stage.sampling.temperature, config)
+
+    # What the curriculum learnt: pass rates, and a right response of each problem for later rescues.
+    curriculum = visited(curriculum, batch.groups)
+    if config.algorithm.rescue:
+        solutions = remember(curriculum.solutions, batch.groups, config.algorithm.rescue_buffer)
+        curriculum = replace(curriculum, solutions=solutions)
+    host = replace(host, curriculum=curriculum, next_batch=next_batch and next_batch.result())
+
+    # Metrics.
+    ended, tokens = time.perf_counter(), sum(len(r.tokens) for group in batch.groups for r in group.rollouts)
+    metrics = group_metrics(batch.groups, batch.texts) | batch.metrics
+    metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {"groups/rescued": explored.rescued, "groups/substituted": explored.substituted}
     metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
-    metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
-    metrics |= {
-        "update/too_few_mixed": float(too_few),
-        "seconds/update": finished - started,
-    }
-    return state, curriculum, metrics
+    metrics |= {"curriculum/problems": len(choice), "update/too_few_mixed": float(too_few)}
+    metrics |= {"seconds/update": ended - sampled, "seconds/step": ended - started}
+    metrics |= {"tokens_per_s": tokens / (ended - started)}
+    return state, host, batch.groups, metrics
 
 
-def sample_groups(
-    engine: RolloutEngine,
-    params: Any,
-    problems: Sequence[Problem],
-    prompts: dict[str, Prompt],
-    samples: int,
-    sampling: Sampling,
-    seed: int,
-    pool: VerifierPool,
-    tokenizer: PreTrainedTokenizerBase,
-    phase: Callable[[str], None] = lambda text: None,
-    keep_at: Path | None = None,
-) -> next_batch.Sampled:
-    """The first half of a step: samples `samples` responses a problem and verifies each as soon as it is finished.
+def sample_batch(stage: Stage, params: Any, prompts: Sequence[Prompt], step: int) -> SampledBatch:
+    """The batch of a step: `config.rollout.samples` judged responses to each prompt.
 
-    Of several processes each samples and verifies its share; all return the groups of all.
-
-    Returns the groups in the problems' order, samples in order, the responses' texts likewise, and metrics: the
-    engine's, the share of each verdict's reason, and the seconds that all took and that verdicts were waited for when
-    all was sampled. keep_at: the file of `rollout_store.generate`.
+    Groups are in the prompts' order, samples in order. Metrics are the engine's, the share of each verdict's reason,
+    and the seconds that all took and that verdicts were waited for when all was sampled.
     """
-    started = time.perf_counter()
-    by_id = {problem.id: problem for problem in multihost.share(problems)}  # whose responses this process judges
-    finished: dict[tuple[str, int], tuple[Rollout, str]] = {}
-    verdicts: dict[tuple[str, int], Future[Verdict]] = {}
-    asked = [prompts[problem.id] for problem in problems]
-    for rollout in rollout_store.generate(engine, params, asked, samples, sampling, seed, keep_at):
-        text = response_text(rollout, tokenizer)
-        finished[rollout.problem_id, rollout.sample] = rollout, text
-        if problem := by_id.get(rollout.problem_id):
-            verdicts[rollout.problem_id, rollout.sample] = pool.submit(text, problem.answers)
-        phase(f"{len(finished)} of {len(problems) * samples} rollouts")
-    sampled = time.perf_counter()
-    mine = [(*address, verdict.result().correct, verdict.result().reason) for address, verdict in verdicts.items()]
-    judged = {(name, sample): verdict for each in multihost.gather(mine) for name, sample, *verdict in each}
-    groups, texts = [], []
-    reasons: Counter[str] = Counter()
-    for problem in problems:
-        addresses = [(problem.id, sample) for sample in range(samples)]
-        rollouts, responses = zip(*map(finished.get, addresses), strict=True)
-        correct, why = zip(*map(judged.get, addresses), strict=True)
-        reasons.update(why)
-        rewards = np.asarray(correct, np.float32)
-        groups.append(Group(problem, rollouts, rewards))
-        texts.append(list(responses))
-    metrics = {f"verdict/{reason}": count / reasons.total() for reason, count in reasons.items()}
+    started, samples, engine = time.perf_counter(), stage.config.rollout.samples, stage.sampler.engine
+    store = stage.workdir and stage.workdir / "rollouts" / f"{step}.{jax.process_index()}"
+    seed, total = step_seed(stage.config.seed, step), len(prompts) * samples
+    found = {}
+    for scored in sample(stage.sampler, params, prompts, samples, stage.sampling, seed, store=store):
+        found[scored.problem.id, scored.rollout.sample] = scored
+        heartbeat("rollouts", len(found), total)
+    rows = [[found[prompt.problem.id, sample] for sample in range(samples)] for prompt in prompts]
+    groups = [
+        Group(row[0].problem, tuple(s.rollout for s in row), np.asarray([s.verdict.correct for s in row], np.float32))
+        for row in rows
+    ]
+    reasons = Counter(scored.verdict.reason for scored in found.values())
+    metrics = {f"verdict/{reason}": count / total for reason, count in reasons.items()}
     metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
-    metrics["rollout/not_finite"] = sum(not np.isfinite(r.logprobs).all() for group in groups for r in group.rollouts)
-    ended = time.perf_counter()
-    metrics |= {"seconds/rollout": ended - started, "seconds/verdicts": ended - sampled}
-    return next_batch.Sampled(groups, texts, metrics)
+    metrics["rollout/not_finite"] = sum(not np.isfinite(s.rollout.logprobs).all() for s in found.values())
+    seconds = time.perf_counter() - started
+    metrics |= {"seconds/rollout": seconds, "seconds/verdicts": max(seconds - engine.metrics["seconds"], 0.0)}
+    return SampledBatch(groups, [[scored.text for scored in row] for row in rows], metrics)
+
+
+def without_update(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+    """The state behind a step that trains on nothing, and the metrics that say so."""
+    skipped = {"skipped": 0.0, "skipped_in_a_row": float(state.opt_state.skipped_in_a_row)}
+    return state._replace(step=state.step + 1), skipped
 
 
 def step_seed(seed: int, step: int) -> int:

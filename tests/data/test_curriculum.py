@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.data.curriculum import Curriculum, draw, drop_easy, remaining, visited
-from polaris_jax.types import Group, Problem
+from polaris_jax.types import Group, Problem, Prompt
 
 PROBLEMS = [Problem(str(i), f"question {i}", ("1",)) for i in range(10)]
 
@@ -47,21 +47,22 @@ def test_accuracy_is_that_of_the_last_visit():
     assert curriculum.accuracy == {"0": 0.5}
 
 
-def with_accuracies(*accuracies):
-    return [Problem(str(i), "", ("1",), accuracy=accuracy) for i, accuracy in enumerate(accuracies)]
+def prompts_with(*accuracies):
+    problems = [Problem(str(i), "", ("1",), accuracy=accuracy) for i, accuracy in enumerate(accuracies)]
+    return [Prompt(problem, np.zeros(1, np.int32)) for problem in problems]
 
 
 def test_easy_problems_are_dropped_by_their_last_visit_and_a_new_epoch_begins():
-    problems = with_accuracies(1.0, 0.95, 0.9, 0.1, None, 1.0)
+    prompts = prompts_with(1.0, 0.95, 0.9, 0.1, None, 1.0)
     before = Curriculum(epoch=2, position=4, accuracy={"3": 1.0, "0": 0.0})
-    after = drop_easy(before, problems, 0.9, least=2)
+    after = drop_easy(before, prompts, 0.9, least=2)
     assert set(after.dropped) == {"1", "3", "5"}  # "0" has become hard, "2" is not above, "4" was never measured
     assert (after.epoch, after.position, after.accuracy) == (3, 0, before.accuracy)
-    assert [p.id for p in remaining(after, problems)] == ["0", "2", "4"]
-    assert drop_easy(after, problems, 0.9, least=2) == after
+    assert [prompt.problem.id for prompt in remaining(after, prompts)] == ["0", "2", "4"]
+    assert drop_easy(after, prompts, 0.9, least=2) == after
 
 
 def test_a_step_is_left_enough_problems_and_the_hardest_stay():
-    problems = with_accuracies(1.0, 0.92, 1.0, 0.95)
-    assert set(drop_easy(Curriculum(), problems, 0.9, least=2).dropped) == {"0", "2"}
-    assert drop_easy(Curriculum(), problems, 0.9, least=4) == Curriculum()
+    prompts = prompts_with(1.0, 0.92, 1.0, 0.95)
+    assert set(drop_easy(Curriculum(), prompts, 0.9, least=2).dropped) == {"0", "2"}
+    assert drop_easy(Curriculum(), prompts, 0.9, least=4) == Curriculum()

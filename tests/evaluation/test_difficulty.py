@@ -13,11 +13,12 @@ from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty
 from polaris_jax.evaluation.difficulty import PassRate, pass_rates
 from polaris_jax.evaluation.records import Journal
+from polaris_jax.sampler import Sampler
 from polaris_jax.types import Problem, Prompt, Rollout
 from tests.conftest import EvenLengthPool
 
 PROBLEMS = [Problem(f"{i:016x}", f"q{i}", ("1",), "s") for i in range(6)]
-PROMPTS = {problem.id: Prompt(problem.id, np.arange(3, dtype=np.int32)) for problem in PROBLEMS}
+PROMPTS = [Prompt(problem, np.arange(3, dtype=np.int32)) for problem in PROBLEMS]
 
 
 class Characters:
@@ -33,7 +34,7 @@ class FewerAndFewer:
     def __init__(self, most=10**6):
         self.most, self.asked = most, []
 
-    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
+    def generate(self, params, prompts, samples, sampling, seed):
         self.asked = [prompt.problem.id for prompt in prompts]
         for sample in reversed(range(samples)):  # the problems are finished at the very end, but for those before
             for prompt in prompts:
@@ -41,11 +42,12 @@ class FewerAndFewer:
                 if self.most < 0:
                     raise KeyboardInterrupt
                 tokens = np.zeros(2 if sample < int(prompt.problem.id, 16) else 3, np.int32)
-                yield Rollout(prompt.problem.id, sample, prompt.tokens, tokens, np.zeros(len(tokens), np.float32), "length")
+                logprobs = np.zeros(len(tokens), np.float32)
+                yield Rollout(prompt.problem.id, sample, prompt.tokens, tokens, logprobs, "length")
 
 
-def measure(journal, engine, problems=PROBLEMS):
-    return pass_rates(None, engine, Characters(), problems, PROMPTS, None, 4, 0, EvenLengthPool(), journal)
+def measure(journal, engine):
+    return pass_rates(Sampler(engine, Characters(), EvenLengthPool()), None, PROMPTS, 4, None, 0, journal)
 
 
 def test_pass_rates_count_and_every_finished_problem_is_on_disk(tmp_path):

@@ -1,4 +1,4 @@
-"""An evaluation scores what the engine gives, whatever the order, and goes on where it stopped."""
+"""An evaluation scores what the engine gives, whatever the order, and resumes where it stopped."""
 
 import json
 from contextlib import nullcontext
@@ -10,11 +10,14 @@ import pytest
 
 from polaris_jax.data.arithmetic import build_tokenizer, problems
 from polaris_jax.data.problems import SUFFIX, benchmark, load_problems
+from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate, judge
 from polaris_jax.evaluation.records import Journal, Record, read_responses, write_parquet
 from polaris_jax.evaluation.votes import answer_groups
 from polaris_jax.rewards import VerifierPool
+from polaris_jax.sampler import Sampler
+from polaris_jax.supervision import showing
 from polaris_jax.types import Problem, Rollout
 
 SYNTHETIC = Path(__file__).parent / "responses.parquet"
@@ -34,7 +37,7 @@ class FakeEngine:
         self.answers = {problem.id: problem.answers[0] for problem in problems}
         self.right, self.stop_after, self.sampled = right, stop_after, []
 
-    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
+    def generate(self, params, prompts, samples, sampling, seed):
         addresses = [(prompt, sample) for prompt in prompts for sample in range(samples)]
         for count, place in enumerate(np.random.default_rng(seed).permutation(len(addresses))):
             if count == self.stop_after:
@@ -49,7 +52,8 @@ class FakeEngine:
 
 
 def run(engine, problems, pool, **options):
-    return evaluate({}, engine, TOKENIZER, problems, None, 4, 0, pool, max_prompt_tokens=100, **options)
+    prompts = make_prompts(problems, TOKENIZER)
+    return evaluate(Sampler(engine, TOKENIZER, pool), {}, prompts, 4, None, 0, **options)
 
 
 PROBLEMS = [problem for problem in problems("test", 12, SUFFIX) if problem.answers != ("5",)][:8]
@@ -87,15 +91,9 @@ def test_an_engine_is_scored_whatever_the_order_of_its_responses(pool):
 
 def test_progress_counts_every_response_once(pool):
     seen = []
-    run(FakeEngine(PROBLEMS), PROBLEMS, pool, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 32) for done in range(33)]
-
-
-def test_too_long_prompts_are_left_out(pool):
-    long = Problem("long", "What is " * 100, ("1",), "arithmetic")
-    result = run(FakeEngine([*PROBLEMS, long]), [*PROBLEMS, long], pool)
-    assert result.problems == PROBLEMS
-    assert result.scores["arithmetic"]["problems"] == len(PROBLEMS)
+    with showing(lambda *heartbeat: seen.append(heartbeat)):
+        run(FakeEngine(PROBLEMS), PROBLEMS, pool)
+    assert seen == [("responses judged", done, 32) for done in range(33)]
 
 
 def test_a_problem_of_two_benchmarks_is_sampled_once_and_counts_in_both(pool):

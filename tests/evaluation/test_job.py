@@ -17,6 +17,7 @@ from polaris_jax.data.problems import SUFFIX
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import job, report
 from polaris_jax.evaluation.records import read_responses
+from polaris_jax.supervision import showing
 from polaris_jax.types import Rollout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ class Parrot:
     def state(self):
         return {}
 
-    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
+    def generate(self, params, prompts, samples, sampling, seed):
         text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
         tokens = np.asarray(build_tokenizer(SUFFIX)(text, add_special_tokens=False)["input_ids"], np.int32)
         assert (sampling.temperature, sampling.stop_ids) == (0.5, (tokens[-1],))
@@ -97,10 +98,12 @@ def test_each_benchmark_may_have_its_own_number_of_samples(config, tmp_path):
     path.write_text('{"problem": "Start with 37. What is the result?", "answer": "50"}\n')
     seen = []
     changed = configs.override(config, {"evaluation.benchmarks": ("arithmetic", f"{path}:3")})
-    scores = job.run(changed, tmp_path / "out", progress=lambda *counts: seen.append(counts)).scores
+    with showing(lambda *heartbeat: seen.append(heartbeat)):
+        scores = job.run(changed, tmp_path / "out").scores
     assert scores["arithmetic"]["samples"] == 2
     assert scores[str(path)]["avg@3"]["mean"] == 1
-    assert (Parrot.sampled, seen[-1]) == (13, (13, 13))
+    assert Parrot.sampled == 13
+    assert {heartbeat[1:] for heartbeat in seen} >= {(10, 10), (3, 3)}
 
 
 def test_long_questions_of_a_benchmark_are_asked_too(config, tmp_path):

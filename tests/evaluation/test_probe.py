@@ -33,7 +33,7 @@ class Moody:
     def state(self):
         return {}
 
-    def generate(self, params, prompts, samples, sampling, seed, *, everyones):
+    def generate(self, params, prompts, samples, sampling, seed):
         Moody.asked.append(sampling.temperature)
         right, different = BEHAVIOUR[sampling.temperature]
         for prompt in prompts:

@@ -24,9 +24,9 @@ from polaris_jax.plan.roofline import (
     running,
     seconds,
 )
-from polaris_jax.rl.gradients import make_logprobs
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import param_shapes
+from polaris_jax.training.update import make_logprobs
 from tests.conftest import smaller_config
 
 TINY = PRESETS["tiny"]

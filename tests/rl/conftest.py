@@ -8,9 +8,11 @@ from flax import linen as nn
 from configs.base import get_config
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
-from polaris_jax.rl.gradients import divisor, make_gradient, put_rows
+from polaris_jax.rl.losses import divisor
 from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rows import put_rows
+from polaris_jax.training.update import make_gradient
 from polaris_jax.types import Group, Problem, Rollout
 
 MODEL = ModelConfig(64, 32, 48, 1, 4, 2, 8, rope_theta=100.0, dtype="float32")
@@ -60,17 +62,13 @@ def sequences(groups):
     return from_rollouts(groups, np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32))
 
 
-def policy_gradient(
-    params, sequences, config, temperature=0.8, model=MODEL, mesh=None, batches=None, old=None, slots=None
-):
-    """Gradient and loss of the whole batch, divided once; on one device where no mesh is given."""
-    mesh = mesh or make_mesh({}, jax.devices()[:1])
+def policy_gradient(params, sequences, config, *, temperature=0.8, model=MODEL, batches=None, trained=None):
+    """Gradient and loss of the whole batch, divided once; on one device."""
+    mesh = make_mesh({}, jax.devices()[:1])
     batches = batches or pack(sequences, config.updates)[0]
     rows = [put_rows(batch, mesh) for batch in batches]
-    olds = [None] * len(rows) if old is None else old
     gradient = make_gradient(model, config, mesh)
-    rest = olds, [None] * len(rows), np.float32(temperature), np.float32(1), slots
-    grads, (sums, _) = gradient(params, rows, *rest)
+    grads, (sums, _) = gradient(params, rows, np.float32(temperature), np.float32(1), trained)
     count = divisor(sums, config)
     return jax.tree.map(lambda g: np.asarray(g / count), grads), float(sums["loss"] / count)
 

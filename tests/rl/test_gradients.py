@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
 
 from polaris_jax.models.transformer import REMAT_POLICIES
-from polaris_jax.rl.gradients import SLOTS_STEP, learnt_slots, make_gradient, make_logprobs, put_rows
 from polaris_jax.rl.losses import QUANTISED_CAP, importance_cap
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import AXES, make_mesh
+from polaris_jax.sharding.rows import TRAINED_STEP, put_rows, trained_tokens
+from polaris_jax.training.update import make_gradient, make_logprobs
 from polaris_jax.types import PackedBatch
 
 from .conftest import policy_gradient, relative_error
@@ -57,23 +58,23 @@ def test_gradient_does_not_depend_on_the_order_of_sequences(params, sequences, c
 
 
 @pytest.mark.parametrize("loss", ["grpo", "gspo"])
-def test_gradient_and_loss_do_not_need_the_slots_that_are_not_learnt(loss, params, sequences, config):
+def test_gradient_and_loss_do_not_need_the_tokens_that_are_not_trained_on(loss, params, sequences, config):
     config.algorithm.loss, config.updates.rows = loss, 2
     batches, _ = pack(sequences, config.updates)
     counts = [int(batch.mask.sum()) for batch in batches]
     assert any(count < batch.mask.size for count, batch in zip(counts, batches, strict=True))
-    found, every = (policy_gradient(params, sequences, config, slots=slots) for slots in (counts, None))
+    found, every = (policy_gradient(params, sequences, config, trained=trained) for trained in (counts, None))
     assert relative_error(found[0], every[0]) < 1e-5
     assert found[1] == pytest.approx(every[1], rel=1e-5)
 
 
 @given(st.data())
-def test_learnt_slots_hold_what_is_learnt_on_every_device(data):
+def test_trained_tokens_hold_all_of_every_device(data):
     sizes = st.sampled_from([1, 2, 4])
     mesh = AbstractMesh(tuple(data.draw(sizes) for _ in AXES), AXES)
     rows, length = data.draw(st.integers(1, 9)), 64 * data.draw(st.integers(1, 20))
     mask = np.random.default_rng(0).random((rows, length)) < data.draw(st.floats(0, 1))
-    found = learnt_slots(PackedBatch(*[mask] * 7), mesh)
+    found = trained_tokens(PackedBatch(*[mask] * 8), mesh)
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
     per_group = -(-rows // groups)
     parts = [
@@ -81,9 +82,9 @@ def test_learnt_slots_hold_what_is_learnt_on_every_device(data):
         for group in range(groups)
         for part in np.split(mask[group * per_group : (group + 1) * per_group], mesh.shape["context"], axis=1)
     ]
-    slots = per_group * length // mesh.shape["context"]
-    assert max(parts) <= found <= slots
-    assert found == slots or found - max(parts) < max(SLOTS_STEP, slots / 16 + 1) or max(parts) == 0
+    tokens = per_group * length // mesh.shape["context"]
+    assert max(parts) <= found <= tokens
+    assert found == tokens or found - max(parts) < max(TRAINED_STEP, tokens / 16 + 1) or max(parts) == 0
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "constant"])
@@ -151,9 +152,11 @@ def test_the_kl_term_pulls_to_the_reference(model, params, sequences, config):
     reference = jax.tree.map(lambda p: p * 1.1, params)
     logprobs_of = jax.jit(make_logprobs(model, mesh))
     references = [logprobs_of(reference, batch, 1.0)[0] for batch in rows]
-    nothing = [batch._replace(advantages=batch.advantages * 0) for batch in rows]
-    gradient = make_gradient(model, config, mesh)
-    grads, (sums, _) = gradient(params, nothing, [None] * len(rows), references, np.float32(1), np.float32(1))
+    nothing = [
+        batch._replace(advantages=batch.advantages * 0, reference_logprobs=reference)
+        for batch, reference in zip(rows, references, strict=True)
+    ]
+    grads, (sums, _) = make_gradient(model, config, mesh)(params, nothing, np.float32(1), np.float32(1))
 
     def k3_sum(params):
         x = [np.asarray(r - logprobs_of(params, b, 1.0)[0], np.float64) for b, r in zip(rows, references, strict=True)]

@@ -9,7 +9,7 @@ import torch
 from polaris_jax.rl.losses import LOSSES, denominator, k3, segment_sums, token_weights
 from polaris_jax.types import PackedBatch
 
-LENGTHS = [[5, 1, 9], [3, 12], [16]]  # learnt tokens of the sequences of each row of 20 slots, after one prompt slot
+LENGTHS = [[5, 1, 9], [3, 12], [16]]  # trained tokens of the sequences of each row of 20 places, after one of a prompt
 MAX_TOKENS = 13
 
 PAPERS = {
@@ -32,14 +32,14 @@ def case():
     for row, lengths in enumerate(LENGTHS):
         start = 0
         for segment, length in enumerate(lengths, start=1):
-            segment_ids[row, start : start + length + 1] = -segment if segment == 2 else segment
+            segment_ids[row, start : start + length + 1] = segment
             mask[row, start + 1 : start + length + 1] = 1
             advantages[row, start + 1 : start + length + 1] = rng.normal()
             start += length + 1
     old = -rng.random(shape).astype(np.float32) * 3
     logprobs = old + rng.uniform(-0.6, 0.6, shape).astype(np.float32)
     zeros = np.zeros(shape, np.int32)
-    return PackedBatch(zeros, zeros, zeros, segment_ids, mask, advantages, old), logprobs, old
+    return PackedBatch(zeros, zeros, zeros, segment_ids, mask, advantages, old, zeros > 0), logprobs, old
 
 
 def slow(name, rows, logprobs, old):
@@ -49,7 +49,7 @@ def slow(name, rows, logprobs, old):
     total, tokens, sequences = 0.0, 0, 0
     for row in range(len(LENGTHS)):
         for segment in range(1, len(LENGTHS[row]) + 1):
-            where = np.flatnonzero((np.abs(rows.segment_ids[row]) == segment) & (rows.mask[row] > 0))
+            where = np.flatnonzero((rows.segment_ids[row] == segment) & (rows.mask[row] > 0))
             logp, before = logprobs[row, where], torch.tensor(old[row, where], dtype=torch.float64)
             advantage, n = float(rows.advantages[row, where[0]]), len(where)
             ratio = torch.exp(logp - before)
@@ -92,11 +92,11 @@ def test_value_and_gradient_equal_the_papers_formula(name, case, config):
 def test_clip_fractions_count_what_the_clip_changes(case, config):
     rows, logprobs, old = case
     _, below, above = LOSSES["grpo"](logprobs, old, rows, config.algorithm)
-    ratio, learnt = np.exp(logprobs - old), rows.mask > 0
-    assert (np.asarray(below)[learnt] == ((ratio < 0.8) & (rows.advantages < 0))[learnt]).all()
-    assert (np.asarray(above)[learnt] == ((ratio > 1.28) & (rows.advantages > 0))[learnt]).all()
-    assert below[learnt].any()
-    assert above[learnt].any()
+    ratio, trained = np.exp(logprobs - old), rows.mask > 0
+    assert (np.asarray(below)[trained] == ((ratio < 0.8) & (rows.advantages < 0))[trained]).all()
+    assert (np.asarray(above)[trained] == ((ratio > 1.28) & (rows.advantages > 0))[trained]).all()
+    assert below[trained].any()
+    assert above[trained].any()
 
 
 def test_segment_sums_keep_rows_and_segments_apart(case):

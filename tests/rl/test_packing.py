@@ -16,16 +16,16 @@ def unpack(batches):
     found = []
     for batch in batches:
         for row in range(len(batch.tokens)):
-            for segment in np.unique(np.abs(batch.segment_ids[row])):
-                slots = np.flatnonzero(np.abs(batch.segment_ids[row]) == segment)
+            for segment in np.unique(batch.segment_ids[row]):
+                places = np.flatnonzero(batch.segment_ids[row] == segment)
                 if segment == 0:
-                    assert not batch.mask[row, slots].any()
+                    assert not batch.mask[row, places].any()
                     continue
-                assert (np.diff(slots) == 1).all()
-                assert (batch.positions[row, slots] == np.arange(len(slots))).all()
+                assert (np.diff(places) == 1).all()
+                assert (batch.positions[row, places] == np.arange(len(places))).all()
                 fields = (batch.tokens, batch.targets, batch.mask, batch.advantages, batch.behaviour_logprobs)
-                negative = batch.segment_ids[row, slots[0]] < 0
-                found.append((*(tuple(field[row, slots].tolist()) for field in fields), bool(negative)))
+                marked = batch.off_policy[row, places[0]]
+                found.append((*(tuple(field[row, places].tolist()) for field in fields), bool(marked)))
     return sorted(found)
 
 
@@ -56,8 +56,8 @@ def test_every_sequence_is_packed_whole_and_once(lengths, rows, minibatches, see
     assert unpack(batches) == expected(sequences)
     assert all(batch.tokens.shape[1] in (16, 48) and batch.tokens.size <= rows * 48 for batch in batches)
     assert len(batches) % minibatches == 0
-    slots = sum(batch.tokens.size for batch in batches if batch.segment_ids.any())
-    assert metrics["packing_efficiency"] == pytest.approx(sum(n - 1 for n in lengths) / slots)
+    places = sum(batch.tokens.size for batch in batches if batch.segment_ids.any())
+    assert metrics["packing_efficiency"] == pytest.approx(sum(n - 1 for n in lengths) / places)
 
 
 def test_alone_each_sequence_has_a_row_of_its_own():

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from polaris_jax.rl.packing import pack
-from polaris_jax.rl.update import NonFiniteUpdates, check_finite, make_update
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training.state import init_state
+from polaris_jax.training.update import NonFiniteUpdates, check_finite, make_update
 
 
 @pytest.fixture
@@ -21,15 +21,15 @@ def start(model, config, params):
 
 
 def test_one_update_on_the_policy_itself(start, config, sequences):
-    """The ratio is 1, nothing is clipped, and the loss is minus the mean advantage of the learnt tokens."""
+    """The ratio is 1, nothing is clipped, and the loss is minus the mean advantage of the trained tokens."""
     update, state = start()
     batches, _ = pack(sequences, config.updates)
     state, metrics = update(state, batches, 0.8)
-    learnt = np.concatenate([np.full(int(s.mask[1:].sum()), s.advantage) for s in sequences])
-    assert metrics["loss"] == pytest.approx(-learnt.mean(), abs=1e-5)
+    trained = np.concatenate([np.full(int(s.mask[1:].sum()), s.advantage) for s in sequences])
+    assert metrics["loss"] == pytest.approx(-trained.mean(), abs=1e-5)
     assert metrics["ratio_min"] == metrics["ratio_max"] == 1
     assert metrics["clip_below"] == metrics["clip_above"] == metrics["skipped"] == 0
-    assert metrics["tokens"] == len(learnt)
+    assert metrics["tokens"] == len(trained)
     assert metrics["sequences"] == pytest.approx(len(sequences))
     assert metrics["sampler_trainer_kl"] > 0
     assert 0 < metrics["entropy"] <= np.log(64) + 1e-4
@@ -91,15 +91,15 @@ def test_half_precision_follows_float32(dtype, start, model, config, sequences):
 
 
 def test_packed_rows_are_refused_where_the_kernel_knows_no_segments(start, config, sequences, monkeypatch):
-    monkeypatch.setattr("polaris_jax.rl.update.alone_in_rows", lambda mesh, dtype: True)
+    monkeypatch.setattr("polaris_jax.training.update.alone_in_rows", lambda mesh, dtype: True)
     update, state = start()
     batches, _ = pack(sequences, config.updates)
     with pytest.raises(ValueError, match=r"pack\(..., alone=True\)"):
         update(state, batches, 1.0)
 
 
-def test_a_batch_with_nothing_to_learn_is_refused(start, config, sequences):
+def test_a_batch_with_nothing_to_train_on_is_refused(start, config, sequences):
     update, state = start()
     batches, _ = pack(sequences, config.updates)
-    with pytest.raises(ValueError, match="no token to learn from"):
+    with pytest.raises(ValueError, match="no token to train on"):
         update(state, [batch._replace(mask=batch.mask * 0) for batch in batches], 1.0)

@@ -15,7 +15,7 @@ from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.rollout.sampling import gumbels, next_token, sequence_key
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
-from polaris_jax.types import Prompt
+from polaris_jax.types import Problem, Prompt
 
 MODEL = ModelConfig(61, 32, 64, 2, 4, 2, 8, rope_theta=100.0, dtype="float32")
 LENGTH = 160  # the obvious sampler pads to it

@@ -7,7 +7,7 @@ import pytest
 
 from polaris_jax.hf.import_ import load
 from polaris_jax.rollout import RolloutEngine, Sampling
-from polaris_jax.types import Prompt
+from polaris_jax.types import Problem, Prompt
 from tests.rollout.conftest import rollout_config
 
 SHAPE = dict(

@@ -14,11 +14,11 @@ from flax import linen as nn
 from configs.base import get_config
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
-from polaris_jax.rl import gradients
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.rl.update import make_update
+from polaris_jax.sharding import rows
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training.state import init_state
+from polaris_jax.training.update import make_update
 
 MODEL = ModelConfig(64, 32, 48, 2, 8, 4, 8, rope_theta=100.0, dtype="float32")
 MESHES = (
@@ -57,7 +57,7 @@ def first_moment(mesh):
 
 
 def main():
-    gradients.SLOTS_STEP = 4  # so that slots are left out of rows as short as these
+    rows.TRAINED_STEP = 4  # so that tokens are left out of rows as short as these
     if len(sys.argv) > 1:
         address, process, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

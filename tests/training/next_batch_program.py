@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from conftest import EvenLengthPool, smaller_config
 
-from polaris_jax.rl.gradients import make_logprobs, put_rows
 from polaris_jax.runs import start
 from polaris_jax.runs.start import enable_compilation_cache
+from polaris_jax.sharding.rows import put_rows
 from polaris_jax.training import loop
+from polaris_jax.training.update import make_logprobs
 
 workdir, kill = Path(sys.argv[1]), int(sys.argv[2])
 enable_compilation_cache(workdir.parent / "compiled")

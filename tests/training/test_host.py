@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from polaris_jax.data.curriculum import Curriculum
 from polaris_jax.training.checkpoint import Checkpoints
 from polaris_jax.training.host import HostState, from_saved, to_saved
-from polaris_jax.training.next_batch import Sampled
+from polaris_jax.training.next_batch import SampledBatch
 from polaris_jax.training.state import TrainState
 from polaris_jax.types import Group, Problem, Rollout
 from tests.conftest import smaller_config
@@ -42,7 +42,7 @@ groups = st.builds(
     st.lists(rollouts, min_size=1, max_size=2),
 )
 batches = st.builds(
-    Sampled, st.lists(groups, min_size=1, max_size=2), st.lists(st.lists(names)), st.just({"seconds/rollout": 0.1})
+    SampledBatch, st.lists(groups, min_size=1, max_size=2), st.lists(st.lists(names)), st.just({"seconds/rollout": 0.1})
 )
 hosts = st.builds(
     HostState, curricula, st.integers(0, 3), st.integers(0, 99), st.floats(0, 2), st.none() | st.floats(0, 1),
@@ -51,15 +51,16 @@ hosts = st.builds(
 
 
 def assert_equal(left, right):
-    plain = [replace(host, curriculum=replace(host.curriculum, solutions={}), ahead=None) for host in (left, right)]
+    hosts = (replace(host, next_batch=None) for host in (left, right))
+    plain = [replace(host, curriculum=replace(host.curriculum, solutions={})) for host in hosts]
     assert plain[0] == plain[1]
     ours, theirs = left.curriculum.solutions, right.curriculum.solutions
     assert list(ours) == list(theirs)  # the order says which is dropped first
     pairs = [(ours[name], theirs[name]) for name in ours]
-    assert (left.ahead is None) == (right.ahead is None)
-    if left.ahead:
-        assert left.ahead[1:] == right.ahead[1:]
-        for one, other in zip(left.ahead.groups, right.ahead.groups, strict=True):
+    assert (left.next_batch is None) == (right.next_batch is None)
+    if left.next_batch:
+        assert left.next_batch[1:] == right.next_batch[1:]
+        for one, other in zip(left.next_batch.groups, right.next_batch.groups, strict=True):
             assert one.problem == other.problem
             assert one.rewards.tobytes() == other.rewards.tobytes()
             pairs += zip(one.rollouts, other.rollouts, strict=True)

@@ -93,10 +93,10 @@ def killed(monkeypatch, name, at):
     """Makes the loop's function of that name raise KeyboardInterrupt at its `at`-th call, once."""
     function, count = getattr(loop, name), itertools.count(1)
 
-    def interrupted(*args):
+    def interrupted(*args, **settings):
         if next(count) == at:
             raise KeyboardInterrupt
-        return function(*args)
+        return function(*args, **settings)
 
     monkeypatch.setattr(loop, name, interrupted)
 

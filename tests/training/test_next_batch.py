@@ -12,52 +12,48 @@ import jax
 import pytest
 
 from polaris_jax.errors import UserError
-from polaris_jax.training import next_batch
+from polaris_jax.sharding.mesh import make_meshes
 from polaris_jax.training.metrics import read_metrics
+from polaris_jax.training.next_batch import beside
 from tests.training.test_loop import assert_same, params_of, without_times
 
 
 def test_both_run_at_once():
-    learning, sampling = threading.Event(), threading.Event()
+    training, sampling = threading.Event(), threading.Event()
 
-    def learn():
-        learning.set()
-        assert sampling.wait(60)  # comes only while this waits
-        return "learnt"
-
-    def sample():
+    def sample(what):
         sampling.set()
-        assert learning.wait(60)
-        return "sampled"
+        assert training.wait(60)
+        return what
 
-    assert next_batch.both(learn, sample, pytest.fail) == ("learnt", "sampled")
+    with beside(sample, "sampled", stop=pytest.fail) as sampled:
+        training.set()
+        assert sampling.wait(60)  # comes only while this waits
+    assert sampled.result() == "sampled"
 
 
-def test_sampling_is_stopped_where_learning_fails():
+def test_sampling_is_stopped_where_training_fails():
     stopped = threading.Event()
-
-    def learn():
+    sample = lambda: stopped.wait(60) or pytest.fail("not stopped")  # noqa: E731
+    with pytest.raises(KeyboardInterrupt), beside(sample, stop=stopped.set):  # not before the thread has ended
         raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):  # not before the thread has ended
-        next_batch.both(learn, lambda: stopped.wait(60) or pytest.fail("not stopped"), stopped.set)
 
 
 def test_an_error_of_the_sampling_comes_through():
     def sample():
         raise UserError("no prompt fits")
 
-    with pytest.raises(UserError, match="no prompt fits"):
-        next_batch.both(lambda: 1, sample, lambda: None)
+    with pytest.raises(UserError, match="no prompt fits"), beside(sample, stop=lambda: None):
+        pass
 
 
-def test_devices_are_split_or_refused_in_words(tiny_config, monkeypatch):
+def test_devices_are_split_or_refused_in_words(monkeypatch):
     with pytest.raises(UserError, match=r"config\.rollout\.devices: 1 of 1 devices leave none to train on"):
-        next_batch.make_meshes(tiny_config(**{"rollout.devices": 1}))
+        make_meshes({"fsdp": -1}, 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"config\.rollout\.devices: 1 needs one process, found 2"):
-        next_batch.make_meshes(tiny_config(**{"rollout.devices": 1}))
-    trainer, sampler = next_batch.make_meshes(tiny_config())
+        make_meshes({"fsdp": -1}, 1)
+    trainer, sampler = make_meshes({"fsdp": -1}, 0)
     assert trainer is sampler
 
 

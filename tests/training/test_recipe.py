@@ -103,9 +103,9 @@ def test_the_export_has_the_context_that_was_evaluated(tiny_config, tmp_path, mo
 
 def test_progress_is_told_in_tenths():
     told = []
-    progress = recipe.in_tenths(told.append, "things")
+    progress = recipe.in_tenths(told.append)
     for done in range(26):
-        progress(done, 25)
+        progress("things", done, 25)
     assert told == [f"{done} of 25 things" for done in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)]
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from polaris_jax import hf
-from polaris_jax.supervision import preemption
 from polaris_jax.errors import PREEMPTED
+from polaris_jax.rollout import store
 from polaris_jax.rollout.replica import Lane
-from polaris_jax.training import loop, rollout_store, sft, step
+from polaris_jax.supervision import preemption
+from polaris_jax.training import loop, sft, step
 from polaris_jax.types import Rollout
 
 
@@ -130,25 +131,25 @@ ROLLOUTS = [
 
 def test_kept_rollouts_are_read_to_the_bit_or_not_at_all(tmp_path):
     path, address = tmp_path / "rollouts" / "3.0", {"seed": 1, "params": "x"}
-    assert rollout_store.load(path, address) == []
-    rollout_store.keep(path, address, ROLLOUTS)
-    for found, expected in zip(rollout_store.load(path, address), ROLLOUTS, strict=True):
+    assert store.load(path, address) == []
+    store.keep(path, address, ROLLOUTS)
+    for found, expected in zip(store.load(path, address), ROLLOUTS, strict=True):
         np.testing.assert_equal(vars(found), vars(expected))
-    assert rollout_store.load(path, address | {"params": "y"}) == []
+    assert store.load(path, address | {"params": "y"}) == []
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[:-9] + b"?" + whole[-8:], b"", whole[20:]):
         path.write_bytes(damaged)
-        assert rollout_store.load(path, address) == []
+        assert store.load(path, address) == []
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    rollout_store.forget(tmp_path)
+    store.forget(tmp_path)
     assert path.exists()
     (tmp_path / "checkpoints" / "4").mkdir()
-    rollout_store.forget(tmp_path)
+    store.forget(tmp_path)
     assert not path.exists()
 
 
 def test_the_fingerprint_sees_the_last_bit():
     params = {"a": np.float32([1, 2]), "b": np.float32([[0.5]])}
     changed = params | {"b": np.nextafter(params["b"], np.float32(1))}
-    fingerprint = rollout_store.fingerprint
+    fingerprint = store.fingerprint
     assert fingerprint(params) == fingerprint(dict(params)) != fingerprint(changed)

@@ -1,4 +1,4 @@
-"""Rollouts on disk until a checkpoint holds what was learnt from them, so that a restart does not sample them again.
+"""Rollouts on disk until a checkpoint holds what was trained on them, so that a restart does not sample them again.
 
 WORKDIR/rollouts/STEP.PROCESS   what this process sampled for the update behind STEP
 
@@ -21,12 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.rollout.engine import RolloutEngine
 from polaris_jax.rollout.records import from_bytes, to_bytes
+from polaris_jax.rollout.sampling import Sampling
 from polaris_jax.types import Prompt, Rollout
 
 
-def generate(
+def stored(
     engine: RolloutEngine,
     params: Any,
     prompts: Sequence[Prompt],
@@ -35,7 +36,7 @@ def generate(
     seed: int,
     path: Path | None,
 ) -> Iterator[Rollout]:
-    """`engine.generate`, from what is kept at `path` of a call with the same arguments, and kept there again.
+    """The rollouts of `engine.generate`, those that a call with the same arguments kept at `path` first; all are kept.
 
     path: None keeps nothing.
     """
@@ -43,15 +44,13 @@ def generate(
         yield from engine.generate(params, prompts, samples, sampling, seed)
         return
     address = {"seed": seed, "sampling": asdict(sampling), "samples": samples, "params": fingerprint(params)}
-    known, finished = load(path, address), []
-    mine = {prompt.problem.id for prompt in prompts[jax.process_index() :: jax.process_count()]}
+    resumed, finished = load(path, address), []
     try:
-        for rollout in engine.generate(params, prompts, samples, sampling, seed, known=known):
-            if rollout.problem_id in mine:
-                finished.append(rollout)
+        for rollout in engine.generate(params, prompts, samples, sampling, seed, resumed=resumed):
+            finished.append(rollout)
             yield rollout
     finally:
-        if len(finished) > len(known):
+        if len(finished) > len(resumed):
             keep(path, address, finished)
 
 

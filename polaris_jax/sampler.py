@@ -1,0 +1,127 @@
+"""The one way to sample and verify: used by training, evaluation, difficulty, the temperature probe and its search."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from polaris_jax.rewards import Reason, Verdict, VerifierPool
+from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.rollout.records import rollouts_of_others
+from polaris_jax.rollout.store import stored
+from polaris_jax.sharding import multihost
+from polaris_jax.types import Problem, Prompt, Rollout
+
+
+class Sampler(NamedTuple):
+    """What samples and judges. engine: with the model and its mesh. verifier: worker processes that check answers."""
+
+    engine: RolloutEngine
+    tokenizer: PreTrainedTokenizerBase
+    verifier: VerifierPool
+
+
+class Scored(NamedTuple):
+    """A judged response. text: the response without the token that stopped it."""
+
+    problem: Problem
+    rollout: Rollout
+    text: str
+    verdict: Verdict
+
+
+def sample(
+    sampler: Sampler,
+    params: Any,
+    prompts: Sequence[Prompt],
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    *,
+    store: Path | None = None,
+    gather: bool = True,
+) -> Iterator[Scored]:
+    """Samples `samples` responses to each prompt and yields each when it is judged, while others still decode.
+
+    A problem that is asked twice, as by two benchmarks, is sampled once and judged for each. seed: as in
+    `RolloutEngine.generate`. store: a file that keeps finished rollouts for a repetition of the same call
+    (`rollout/store.py`). Of several processes each samples and judges its share; with `gather` all then yield the
+    responses of all. Raises UserError for a prompt that cannot fit, before anything is compiled.
+    """
+    problems: dict[str, list[Problem]] = {}
+    for prompt in prompts:
+        problems.setdefault(prompt.problem.id, []).append(prompt.problem)
+    distinct = list({prompt.problem.id: prompt for prompt in prompts}.values())
+    rollouts = stored(sampler.engine, params, distinct, samples, sampling, seed, store) if distinct else ()
+    share: list[Scored] = []
+    for scored in _judged(sampler, problems, rollouts):
+        if gather and jax.process_count() > 1:
+            share.append(scored)
+        yield scored
+    if gather and jax.process_count() > 1:  # afterwards all processes hold the same again
+        yield from _of_others(share, problems, sampler.tokenizer)
+
+
+def response_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The response without the token that stopped it."""
+    return tokenizer.decode(rollout.tokens[:-1] if rollout.finish_reason == "stop" else rollout.tokens)
+
+
+def make_sampling(section: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
+    """How to sample as a section of the config says: `rollout` in training, `evaluation` in evaluation."""
+    return Sampling(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        max_response_tokens=section.max_response_tokens,
+        stop_ids=tuple(stop_ids),
+    )
+
+
+def verifier_pool(config: ConfigDict) -> VerifierPool:
+    """The workers that check answers, as `config.reward` says."""
+    c = config.reward
+    return VerifierPool(
+        workers=c.workers, timeout_s=c.timeout_s, memory_bytes=int(c.memory_gib * 2**30), require_think=c.require_think
+    )
+
+
+def _judged(
+    sampler: Sampler, problems: Mapping[str, Sequence[Problem]], rollouts: Iterable[Rollout]
+) -> Iterator[Scored]:
+    """The rollouts, judged for each problem of their id: in their order, each as soon as its verdict is known."""
+    waiting: deque[tuple[Problem, Rollout, str, Future[Verdict]]] = deque()
+
+    def known(wait: bool) -> Iterator[Scored]:
+        while waiting and (wait or waiting[0][-1].done()):
+            *scored, verdict = waiting.popleft()
+            yield Scored(*scored, verdict.result())
+
+    for rollout in rollouts:
+        text = response_text(rollout, sampler.tokenizer)
+        for problem in problems[rollout.problem_id]:
+            waiting.append((problem, rollout, text, sampler.verifier.submit(text, problem.answers)))
+        yield from known(wait=False)
+    yield from known(wait=True)
+
+
+def _of_others(
+    share: Sequence[Scored], problems: Mapping[str, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Scored]:
+    """The judged responses of the other processes, in the order of the processes; all call it with their own."""
+    verdicts = [[s.problem.source, s.problem.id, s.rollout.sample, s.verdict.correct, s.verdict.reason] for s in share]
+    gathered = chain.from_iterable(multihost.gather(verdicts))
+    judged = {tuple(address): Verdict(correct, Reason(reason)) for *address, correct, reason in gathered}
+    own = {(s.rollout.problem_id, s.rollout.sample): s.rollout for s in share}
+    for rollout in rollouts_of_others(list(own.values())):
+        text = response_text(rollout, tokenizer)
+        for problem in problems[rollout.problem_id]:
+            yield Scored(problem, rollout, text, judged[problem.source, problem.id, rollout.sample])

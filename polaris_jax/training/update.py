@@ -1,0 +1,199 @@
+"""The update: gradients of the policy loss over a batch of packed rows, and new parameters from them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from polaris_jax.errors import NonFiniteUpdates
+from polaris_jax.models.flops import matmul_peak, update_flops
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.transformer import Transformer, unembedding
+from polaris_jax.ops.attention import alone_in_rows, sharded_attention
+from polaris_jax.ops.token_logprobs import token_logprobs
+from polaris_jax.optim.optimizer import adamw
+from polaris_jax.rl.losses import batch_loss, divisor, merge_totals
+from polaris_jax.sharding.rows import put_rows, trained_tokens
+from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
+from polaris_jax.supervision import heartbeat
+from polaris_jax.training.platform import AFTER_BATCH
+from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.types import PackedBatch
+
+Metrics = dict[str, float]
+Update = Callable[..., tuple[TrainState, Metrics]]
+
+
+def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None) -> Update:
+    """Builds `update(state, batches, temperature) -> (state, metrics)`; compiles nothing before its first call.
+
+    The loss is `config.algorithm.loss` ("sft" for supervised fine-tuning). Losses and counts are summed over all rows
+    of all batches and divided once, so that the gradient does not depend on how sequences were packed or grouped.
+
+    update: state is donated. batches: from `packing.pack`, on the host, the same on every process. temperature: of the
+    distribution that the responses were sampled from; 1 for SFT. metrics: floats on the host; means over trained
+    tokens where the name does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
+    finite changes only the counts in `state.opt_state`; see `check_finite`. reference: parameters that
+    `config.algorithm.kl` pulls towards.
+    """
+    minibatches, epochs = config.updates.minibatches, config.updates.epochs
+    gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh)
+    alone, logprobs_of = alone_in_rows(mesh, model.dtype), make_logprobs(model, mesh)
+    forward = jax.jit(lambda *args: logprobs_of(*args)[0], static_argnums=3, out_shardings=rows_sharding(mesh))
+
+    def update(state: TrainState, batches: Sequence[PackedBatch], temperature: float) -> tuple[TrainState, Metrics]:
+        start, temperature = time.perf_counter(), np.float32(temperature)
+        if alone and any(batch.segment_ids.max() > 1 for batch in batches):
+            raise ValueError("this mesh's attention kernel needs `pack(..., alone=True)`: a row has several")
+
+        # What the sampler could not tell is not to be trained on: such an update is skipped and counted.
+        usable = all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches)
+        rows = [put_rows(batch, mesh) for batch in batches]
+        counts = [trained_tokens(batch, mesh) for batch in batches]
+
+        # With one update per batch the old log-probs are the current ones; with several they are computed once.
+        if minibatches * epochs > 1:
+            olds = [forward(state.params, batch, temperature, n) for batch, n in zip(rows, counts, strict=True)]
+            rows = [batch._replace(old_logprobs=old) for batch, old in zip(rows, olds, strict=True)]
+        if config.algorithm.kl:
+            fixed = [forward(reference, batch, temperature, n) for batch, n in zip(rows, counts, strict=True)]
+            rows = [batch._replace(reference_logprobs=one) for batch, one in zip(rows, fixed, strict=True)]
+
+        # One gradient and one step of the optimizer for each mini-batch of each epoch.
+        history = []
+        for _ in range(epochs):
+            for part in np.array_split(np.arange(len(batches)), minibatches):
+                part = [i for i in part if batches[i].mask.any()]
+                if not part:
+                    raise ValueError("a batch, or a mini-batch of it, has no token to train on")
+                chosen, sizes = [rows[i] for i in part], [counts[i] for i in part]
+                grads, totals = gradient(state.params, chosen, temperature, state.opt_state.loss_scale, sizes)
+                state, metrics = apply(state, grads, totals, usable)
+                history.append(metrics)
+        state = state._replace(step=state.step + 1)
+        metrics = _combine(jax.device_get(history))
+
+        # How fast that was, of what the device can do.
+        seconds, flops = time.perf_counter() - start, epochs * update_flops(model, batches)
+        tokens = epochs * sum(int(np.count_nonzero(batch.segment_ids)) for batch in batches)
+        peak_share = flops / seconds / (matmul_peak(model.dtype) * mesh.size)
+        return state, metrics | {"tokens_per_s": tokens / seconds, "flops": flops, "peak_share": peak_share}
+
+    return update
+
+
+def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
+    """`logprobs(params, rows, temperature, trained=None) -> (logprobs, entropy)`, float32 [R, T].
+
+    To be jitted or differentiated. trained: an int from `trained_tokens`; values count only where `rows.mask` is 1.
+    """
+    transformer = Transformer(model, sharded_attention(mesh))
+
+    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, trained: int | None = None):
+        with mesh, nn.logical_axis_rules(RULES):
+            hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
+        chosen = dict(mask_BT=rows.mask, trained=trained, mesh=mesh)
+        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **chosen)
+
+    return logprobs
+
+
+def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+    """The jitted `accumulate(grads, params, rows, temperature, loss_scale, trained) -> (grads, totals)`.
+
+    Adds the gradient of one more `PackedBatch` to grads, which are donated; totals are those of that batch alone.
+    Arguments and results are those of `make_gradient`; trained is static.
+    """
+    logprobs_of = make_logprobs(model, mesh)
+
+    def accumulate(grads, params, rows, temperature, loss_scale, trained=None):
+        def loss(params):
+            total, totals = batch_loss(*logprobs_of(params, rows, temperature, trained), rows, config)
+            return total * loss_scale, totals
+
+        new, totals = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(jnp.add, grads, new), totals
+
+    shardings = param_shardings(model, mesh), replicated(mesh)
+    return jax.jit(accumulate, donate_argnums=0, static_argnums=5, out_shardings=shardings)
+
+
+def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+    """Builds `gradient(params, rows, temperature, loss_scale, trained=None) -> (grads, totals)`.
+
+    rows: list of `PackedBatch` on the mesh. loss_scale: multiplies the loss before the backward pass. trained: for each
+    of rows its `trained_tokens`; None: all tokens. grads: of the summed loss, float32, sharded as the parameters.
+    totals: those of `batch_loss` over all rows; `divisor` tells what to divide grads and the summed loss by.
+    """
+    accumulate, merge = make_accumulate(model, config, mesh), jax.jit(merge_totals, out_shardings=replicated(mesh))
+    zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
+    after_batch = AFTER_BATCH[mesh.devices.flat[0].platform]
+
+    def gradient(params, rows, temperature, loss_scale, trained=None):
+        grads, totals = zeros(params), None
+        for number, (batch, count) in enumerate(zip(rows, trained or [None] * len(rows), strict=True), start=1):
+            heartbeat("update", number, len(rows))
+            grads, new = accumulate(grads, params, batch, temperature, loss_scale, count)
+            totals = new if totals is None else merge(totals, new)
+            after_batch((grads, totals))
+        return grads, totals
+
+    return gradient
+
+
+def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+    """The jitted `apply(state, grads, totals, usable) -> (state, metrics)`: one optimizer update; state is donated.
+
+    grads, totals: of `make_gradient`. usable: bool; where it is False, or the loss or a gradient is not finite, nothing
+    but the counts of skipped updates changes.
+    """
+    total = config.training.steps * config.updates.minibatches * config.updates.epochs
+    shardings = state_shardings(model, config, mesh)
+
+    def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], usable: jax.Array):
+        sums, extremes = totals
+        count = divisor(sums, config)
+        usable = usable & jnp.isfinite(sums["loss"])
+        grads = jax.tree.map(lambda g: g / (count * state.opt_state.loss_scale), grads)
+        params, opt_state, metrics = adamw(state.params, grads, state.opt_state, config.optimizer, total)
+        metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
+        metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
+        metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}
+        return TrainState(state.step, params, opt_state), metrics
+
+    return jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def check_finite(skipped_in_a_row: float, config: ConfigDict) -> None:
+    """Raises NonFiniteUpdates when `config.updates.max_skipped` updates in a row were skipped; save the state first."""
+    if skipped_in_a_row >= config.updates.max_skipped:
+        raise NonFiniteUpdates(
+            f"the loss, a gradient or a log-prob of {skipped_in_a_row:.0f} updates in a row was not finite; none of "
+            "them changed the parameters. Lower optimizer.learning_rate, or look at the batches in WORKDIR/not_finite "
+            "with experiments/replay.py"
+        )
+
+
+def _combine(history: list[dict[str, np.ndarray]]) -> Metrics:
+    """One value a metric: the last for counts in a row, the sum of skipped, the largest ratio, means of the others."""
+    metrics = {}
+    for name in history[0]:
+        values = [float(metrics[name]) for metrics in history]
+        if name == "skipped_in_a_row":
+            metrics[name] = values[-1]
+        elif name == "negative_ratio_min":
+            metrics["ratio_min"] = -max(values)
+        elif name.endswith("ratio_max"):
+            metrics[name] = max(values)
+        else:
+            metrics[name] = sum(values) if name == "skipped" else float(np.mean(values))
+    return metrics
