@@ -11,7 +11,7 @@ from rich.table import Table
 
 from polaris_jax import cli, hf
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import not_finite
+from polaris_jax.training import not_finite, replay
 
 BATCH = flags.DEFINE_string("batch", None, "WORKDIR/not_finite/STEP.npz")
 ALL = flags.DEFINE_bool("all", False, "Lists the finite sequences, too.")
@@ -19,15 +19,17 @@ flags.mark_flag_as_required("batch")
 
 
 def main(_: list[str]) -> None:
-    kept, console = not_finite.load(BATCH.value), Console()
+    skipped, console = not_finite.load(BATCH.value), Console()
     workdir = Path(BATCH.value).absolute().parent.parent
-    model, params = hf.load(workdir, mesh=make_mesh(kept.config.mesh), step=kept.step + 1)  # as before: it was skipped
-    model = model.replace(dtype=kept.config.model.dtype, remat=kept.config.model.remat)
-    for name, count in not_finite.bad_parameters(params).items():
+    model, params = hf.load(
+        workdir, mesh=make_mesh(skipped.config.mesh), step=skipped.step + 1
+    )  # as before: it was skipped
+    model = model.replace(dtype=skipped.config.model.dtype, remat=skipped.config.model.remat)
+    for name, count in replay.bad_parameters(params).items():
         console.print(f"parameters {name}: {count} values are not finite", soft_wrap=True)
-    findings = list(not_finite.find(kept, model, params))
+    findings = list(replay.find(skipped, model, params))
     bad = [finding for finding in findings if finding.what]
-    table = Table(*not_finite.Finding._fields, title=f"step {kept.step}: {len(bad)} of {len(findings)} not finite")
+    table = Table(*replay.Finding._fields, title=f"step {skipped.step}: {len(bad)} of {len(findings)} not finite")
     for finding in findings if ALL.value else bad:
         table.add_row(
             *("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in finding)

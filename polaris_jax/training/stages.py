@@ -51,9 +51,7 @@ def enter_stage(
     )
 
 
-def make_measure(
-    sampler: Sampler, params: Any, prompts: Sequence[Prompt], config: ConfigDict
-) -> Measure:
+def make_measure(sampler: Sampler, params: Any, prompts: Sequence[Prompt], config: ConfigDict) -> Measure:
     """Builds `measure(temperature) -> (accuracy, diversity)` on `config.search.problems` of the problems.
 
     They are drawn by the seed, the same in every stage, and get `config.search.samples` responses each.

@@ -12,7 +12,7 @@ from polaris_jax.errors import NonFiniteUpdates, UserError
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.runs import start
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import loop, not_finite
+from polaris_jax.training import loop, not_finite, replay
 from polaris_jax.types import Rollout
 
 
@@ -42,8 +42,8 @@ def test_a_stopped_run_is_saved_with_its_batches_which_a_replay_explains(stopped
     kept = not_finite.load(stopped / "not_finite" / "1.npz")
     assert (kept.step, kept.temperature) == (1, 1.0)
     model, params = hf.load(stopped, mesh=make_mesh(kept.config.mesh), step=2)
-    assert not_finite.bad_parameters(params) == {}
-    findings = list(not_finite.find(kept, model, params))
+    assert replay.bad_parameters(params) == {}
+    findings = list(replay.find(kept, model, params))
     assert len(findings) == 16
     bad = [finding for finding in findings if finding.what]
     assert 0 < len(bad) <= 4
@@ -66,10 +66,10 @@ def test_a_poisoned_parameter_is_named(tiny_config):
     mesh, tokenizer = make_mesh(config.mesh), start.load_tokenizer(config)
     model, params = start.load_model(config, mesh, tokenizer)
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(np.nan)
-    assert not_finite.bad_parameters(params) == {"['final_norm']['scale']": 1}
+    assert replay.bad_parameters(params) == {"['final_norm']['scale']": 1}
     sequences = [Sequence(np.arange(4), np.float32([0, 1, 1, 1]), 1.0, np.zeros(4, np.float32))]
-    kept = not_finite.Kept(0, 1.0, config, pack(sequences, config.updates)[0])
-    (finding,) = not_finite.find(kept, model, params)
+    kept = not_finite.SkippedBatch(0, 1.0, config, pack(sequences, config.updates)[0])
+    (finding,) = replay.find(kept, model, params)
     assert (finding.what, finding.token, finding.tokens) == ("log-prob", 1, 4)
 
 
