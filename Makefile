@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # start that their hardware is missing, and come without the libraries that only the hardware needs.
 COMPILERS := .venv/compilers/installed
 
-.PHONY: demo test test-slow chaos lint format gpu-check clean
+.PHONY: demo test test-slow chaos lint format house gpu-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
@@ -28,6 +28,10 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What keeps the code readable, in figures.
+house: $(INSTALLED)
+	$(BIN)/python experiments/house.py
 
 # Without pytest and torch; with JAX's CUDA libraries where there is an NVIDIA driver. ARGS: flags of the script.
 gpu-check: .venv/gpu-check

@@ -107,7 +107,7 @@ def report(found, seconds, sft_history, history):
     sampled, updated = (history.frame()[f"{part}/tokens_per_s"].median() for part in ("rollout", "update"))
     speeds = {
         "SFT": f"{sft_history.frame().tokens_per_s.median():,.0f}",
-        "GRPO": f"{sampled:,.0f} sampled, {updated:,.0f} learnt",
+        "GRPO": f"{sampled:,.0f} sampled, {updated:,.0f} trained",
     }
     for phase, spent in seconds.items():
         table.add_row(phase, f"{spent:.0f}", speeds.get(phase, ""))

@@ -4,7 +4,7 @@
         --config.difficulty.keep='((0.0, 0.9),)'
 
 Writes the datasets measured/ and kept/, with cards and the columns of the released files, and difficulty.png. Started
-again with the same output it goes on where it stopped.
+again with the same output it resumes.
 """
 
 from absl import flags

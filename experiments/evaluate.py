@@ -7,7 +7,7 @@ r"""Evaluates a model on benchmarks, scores the responses of another, or compare
     python experiments/evaluate.py --compare=evals/qwen3-4b,evals/polaris-4b --output=evals/comparison
 
 A model is a Hugging Face directory or hub name, a training run, or what import_hf.py wrote. An evaluation that was
-stopped goes on when it is started again with the same output.
+stopped resumes when it is started again with the same output.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
     python experiments/gpu_check.py --workdir=runs/gpu-check [--budget_s=540]
 
-Started again it goes on where it stopped. Uses one device. Without a GPU or TPU all of it runs at a tiny size.
+Started again it resumes. Uses one device. Without a GPU or TPU all of it runs at a tiny size.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ def main(_: list[str]) -> int:
     announce(report.longest_response(outcome))
     announce(f"results: {WORKDIR.value}/results.jsonl")
     if not outcome.complete:
-        announce("Not all is done: the same command goes on.")
+        announce("Not all is done: the same command resumes.")
     for result in report.failed(outcome):
         announce(f"FAILED {result.check} {result.note}")
     return int(bool(report.failed(outcome)))

@@ -61,8 +61,8 @@ def main(_: list[str]) -> None:
     table.add_row("class names used twice", *listed([name for name, count in classes.items() if count > 1]))
     console = Console()
     console.print(table)
-    widest = sorted(((arguments(node), f"{name}: {node.name}") for name, tree in trees.items() for node in ast.walk(tree)
-                     if isinstance(node, ast.FunctionDef)), reverse=True)[:10]  # fmt: skip
+    functions = [(n, name) for name, t in trees.items() for n in ast.walk(t) if isinstance(n, ast.FunctionDef)]
+    widest = sorted(((arguments(node), f"{name}: {node.name}") for node, name in functions), reverse=True)[:10]
     console.print(*(f"{count:3} arguments  {where}" for count, where in widest), sep="\n")
 
 
@@ -103,7 +103,7 @@ def to_the_gradient(imports: dict[str, set[str]], sources: dict[str, str]) -> li
         name = open_.pop()
         if name not in known and reach(name):
             known.append(name)
-            open_ += sorted(b for b in imports[name] if room(b) in ("training", "rl"))
+            open_ += ahead(name)
     return known
 
 

@@ -3,7 +3,7 @@
     python experiments/polaris.py --config=configs/polaris_4b.py --workdir=runs/polaris_4b
     python experiments/polaris.py --config=configs/tiny_stages.py --workdir=runs/tiny
 
-Started again with the same flags it goes on where it stopped. A config without `model.path` begins with SFT.
+Started again with the same flags it resumes. A config without `model.path` begins with SFT.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from polaris_jax.supervision import preemptible
 from polaris_jax.training import recipe
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. An unfinished run there is gone on with.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. An unfinished run there is resumed.")
 CHANGED = flags.DEFINE_list("allow_changed", [], "Config keys that may differ from those of the unfinished run.")
 flags.mark_flags_as_required(["config", "workdir"])
 

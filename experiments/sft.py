@@ -7,7 +7,7 @@ from polaris_jax import cli
 from polaris_jax.training import sft
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go. An unfinished run there is gone on with.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go. An unfinished run there is resumed.")
 CHANGED = flags.DEFINE_list("allow_changed", [], "Config keys that may differ from those of the unfinished run.")
 flags.mark_flags_as_required(["config", "workdir"])
 

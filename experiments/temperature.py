@@ -3,7 +3,7 @@
     python experiments/temperature.py --config=configs/polaris_4b.py --model=Qwen/Qwen3-4B --output=probes/qwen3-4b \
         --temperatures=0.6,1.0,1.2,1.4,1.45,1.5,1.55,1.6 --config.evaluation.benchmarks='("aime24:32",)'
 
-A probe that was stopped goes on when it is started again with the same output.
+A probe that was stopped resumes when it is started again with the same output.
 """
 
 from absl import flags

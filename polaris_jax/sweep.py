@@ -35,7 +35,7 @@ def sweep(
     """Trains every combination of the values with seeds base.seed, base.seed + 1, ..., and returns all their metrics.
 
     One row for each run and step: the swept keys, `seed`, `run`, `step`, and the metrics. A run lies in WORKDIR/RUN,
-    where RUN is a hash of its whole config: one that is there is read, one that was stopped goes on. (The hash knows
+    where RUN is a hash of its whole config: one that is there is read, one that was stopped resumes. (The hash knows
     the path in `config.model.path`, not what lies there.) processes: how many runs at once, each in a spawned process
     with its share of the cores; on accelerators leave it at 1, since one process takes the device. Raises UserError at
     the first combination that is no valid config, before anything runs.

@@ -1,4 +1,4 @@
-"""The evaluation of a model on benchmarks as a job: an output directory that a second start goes on with."""
+"""The evaluation of a model on benchmarks as a job: an output directory from which a second start resumes."""
 
 from __future__ import annotations
 

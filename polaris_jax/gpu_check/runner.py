@@ -1,4 +1,4 @@
-"""Which check comes next, each in a process of its own, and the file that a second start goes on with.
+"""Which check comes next, each in a process of its own, and the file from which a second start resumes.
 
 This process leaves the device alone, whose memory the checks need.
 """
@@ -36,7 +36,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """machine: what `checks.machine` found. size: of `SIZES`. results: so far. complete: whether that is all."""
 
     machine: dict[str, Any]
@@ -45,7 +45,9 @@ class Outcome:
     complete: bool
 
 
-def run(workdir: str | Path, size: str = "", budget_s: float = 0.0, announce: Callable[[str], None] = print) -> Outcome:
+def run(
+    workdir: str | Path, size: str = "", budget_s: float = 0.0, announce: Callable[[str], None] = print
+) -> CheckResult:
     """Runs the checks of a size that `workdir` has no result of: "tiny", "4b", or "" for what suits the machine.
 
     budget_s: starts no check that might not end within so many seconds from now; 0: goes on to the end. Appends each
@@ -73,7 +75,7 @@ def run(workdir: str | Path, size: str = "", budget_s: float = 0.0, announce: Ca
             announce(f"{name}: {result.status}, {result.seconds:.0f} s {result.note}")
             journal.write(result)
             results.append(result)
-    return Outcome(machine, size, results, name is None)
+    return CheckResult(machine, size, results, name is None)
 
 
 def start(check: str, size: str, workdir: Path) -> Result:

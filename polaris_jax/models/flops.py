@@ -16,13 +16,13 @@ from polaris_jax.types import PackedBatch
 
 def update_flops(model: ModelConfig, batches: Sequence[PackedBatch]) -> float:
     """Of one forward and backward pass over the real tokens of `batches`: what the loss needs, no recomputation."""
-    tokens = pairs = learnt = 0
+    tokens = pairs = trained = 0
     for batch in batches:
         real = np.asarray(batch.segment_ids) != 0
         tokens += int(real.sum())
-        learnt += int(np.count_nonzero(batch.mask))
+        trained += int(np.count_nonzero(batch.mask))
         pairs += int((np.asarray(batch.positions)[real].astype(np.int64) + 1).sum())
-    return 3 * forward_flops(model, tokens, pairs, learnt)
+    return 3 * forward_flops(model, tokens, pairs, trained)
 
 
 def forward_flops(model: ModelConfig, tokens: float, pairs: float, unembedded: float | None = None) -> float:

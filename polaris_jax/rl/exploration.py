@@ -1,8 +1,8 @@
-"""Exploration: what a step learns where all rewards of a group are equal, so that it has no advantages.
+"""Exploration: what a step trains on where all rewards of a group are equal, so that it has no advantages.
 
 Rollout rescue gives a group that failed a right response of an earlier visit. Informative substitution gives the place
 of a group of equal rewards to a copy of one with mixed rewards. Rescue comes first, then substitution, then the
-advantages. Both act on what is learnt only: accuracies and metrics are those of what was sampled.
+advantages. Both act on what is trained on only: accuracies and metrics are those of what was sampled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STREAM = 1  # keeps these draws apart from the others that come from a seed and 
 
 
 class Explored(NamedTuple):
-    """groups: as many as were sampled, to learn from. off_policy: which of their rollouts were not sampled now.
+    """groups: as many as were sampled, to train on. off_policy: which of their rollouts were not sampled now.
 
     rescued, substituted: groups that were changed. mixed: groups with mixed rewards after the rescue.
     """
@@ -60,7 +60,7 @@ def rescue(
     The current policy did not sample a rescued response: it is off-policy. Its recorded log-probs, those of the policy
     and the temperature that sampled it, are the denominator of its ratio. With its advantage, which is positive, the
     clipped loss then gives no gradient to a token that has become more than `clip[1]` likelier since, and weighs that
-    of a token that has become unlikely by its small ratio: what the policy has moved away from is learnt slowly.
+    of a token that has become unlikely by its small ratio: what the policy has moved away from is trained on slowly.
     """
     rescued, marks = list(groups), set()
     for n, group in enumerate(groups):

@@ -87,7 +87,7 @@ def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:
 
 def check_rows(config: ConfigDict, longest: int, sequences: int) -> None:
     """Raises UserError where a sequence of `longest` tokens is longer than every row, or where the `sequences` of a
-    batch or the slots of a row cannot be split evenly."""
+    batch or the places of a row cannot be split evenly."""
     row = max(config.updates.row_lengths)
     if row < longest - 1:
         raise UserError(

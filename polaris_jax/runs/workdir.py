@@ -98,10 +98,10 @@ def check_config(config: ConfigDict, workdir: Path, *, allowed: Iterable[str] = 
     if refused:
         raise UserError(
             f"{workdir}: the run here has another config: {'; '.join(changed[key] for key in refused)}; give another "
-            f"directory, or go on with --allow_changed={','.join(refused)}"
+            f"directory, or resume with --allow_changed={','.join(refused)}"
         )
     for text in changed.values():
-        logging.warning("%s goes on with %s", workdir, text)
+        logging.warning("%s resumes with %s", workdir, text)
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

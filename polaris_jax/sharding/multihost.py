@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from polaris_jax.errors import LOST, UserError
 
 _MEETINGS = itertools.count()
-_AGAIN = "start all of them again: the run goes on from what is on disk"
+_AGAIN = "start all of them again: the run resumes from what is on disk"
 
 
 def start(

@@ -52,7 +52,7 @@ def run(
 ) -> Outcome:
     """Does what is still to be done of the recipe in `workdir`.
 
-    Each phase goes on where it was stopped, a complete one is left alone, so that a run that is killed and started
+    Each phase resumes where it was stopped, a complete one is left alone, so that a run that is killed and started
     again with the same config ends like one that was not. announce: told what begins and how far it is. allow_changed:
     keys that may be otherwise than at the start before. Raises UserError where config, data, models and workdir do not
     fit together.

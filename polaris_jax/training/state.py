@@ -15,7 +15,7 @@ from polaris_jax.sharding.rules import param_shardings, replicated, sharded_para
 
 
 class TrainState(NamedTuple):
-    """step: int32, batches learnt from. params: float32 master weights. opt_state: see `optimizer.py`."""
+    """step: int32, batches trained on. params: float32 master weights. opt_state: see `optimizer.py`."""
 
     step: jax.Array
     params: Any

@@ -99,7 +99,7 @@ def train_step(
     if update_metrics["skipped"] and stage.workdir and is_writer():
         not_finite.keep(stage.workdir, step, batches, stage.sampling.temperature, config)
 
-    # What the curriculum learnt: pass rates, and a right response of each problem for later rescues.
+    # What the step tells the curriculum: pass rates, and a right response of each problem for later rescues.
     curriculum = visited(curriculum, batch.groups)
     if config.algorithm.rescue:
         solutions = remember(curriculum.solutions, batch.groups, config.algorithm.rescue_buffer)
