@@ -93,10 +93,11 @@ def to_the_gradient(imports: dict[str, set[str]], sources: dict[str, str]) -> li
     """The files on any way of imports from the loop to the file that takes the gradient of the loss."""
     (end,) = (name for name, text in sources.items() if "jax.grad(" in text and room(name) in ("training", "rl"))
 
+    def ahead(name: str) -> list[str]:
+        return sorted(found for found in imports[name] if room(found) in ("training", "rl"))
+
     def reach(name: str, seen: frozenset[str] = frozenset()) -> bool:
-        return name == end or any(
-            reach(b, seen | {name}) for b in imports[name] - seen if room(b) in ("training", "rl")
-        )
+        return name == end or any(reach(found, seen | {name}) for found in ahead(name) if found not in seen)
 
     known, open_ = [], ["training/loop.py"]
     while open_:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from polaris_jax.gpu_check.runner import Outcome, Result
+from polaris_jax.gpu_check.runner import CheckResults, Result
 
 TITLES = {
     "speed": "products and copies of this machine",
@@ -19,7 +19,7 @@ TITLES = {
 }
 
 
-def tables(outcome: Outcome) -> Iterator[Table]:
+def tables(outcome: CheckResults) -> Iterator[Table]:
     """One table for each kind of check."""
     for kind, title in TITLES.items():
         results = [r for r in outcome.results if r.check.partition("/")[0] == kind]
@@ -32,7 +32,7 @@ def tables(outcome: Outcome) -> Iterator[Table]:
         yield table
 
 
-def longest_response(outcome: Outcome) -> str:
+def longest_response(outcome: CheckResults) -> str:
     """One line on the longest response that trained."""
     tried = [r for r in outcome.results if r.check.startswith("longest/")]
     trained = [r.values["response_tokens"] for r in tried if r.status == "ok"]
@@ -42,7 +42,7 @@ def longest_response(outcome: Outcome) -> str:
     return f"longest response that trains: {max(trained):,} tokens{more}"
 
 
-def failed(outcome: Outcome) -> list[Result]:
+def failed(outcome: CheckResults) -> list[Result]:
     """The checks that did not do what they must. How much fits is a finding, but a kernel must."""
     return [r for r in outcome.results if r.status in ("failed", "error") or _kernel_too_large(r)]
 

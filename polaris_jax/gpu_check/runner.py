@@ -36,7 +36,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class CheckResults:
     """machine: what `checks.machine` found. size: of `SIZES`. results: so far. complete: whether that is all."""
 
     machine: dict[str, Any]
@@ -47,7 +47,7 @@ class CheckResult:
 
 def run(
     workdir: str | Path, size: str = "", budget_s: float = 0.0, announce: Callable[[str], None] = print
-) -> CheckResult:
+) -> CheckResults:
     """Runs the checks of a size that `workdir` has no result of: "tiny", "4b", or "" for what suits the machine.
 
     budget_s: starts no check that might not end within so many seconds from now; 0: goes on to the end. Appends each
@@ -75,7 +75,7 @@ def run(
             announce(f"{name}: {result.status}, {result.seconds:.0f} s {result.note}")
             journal.write(result)
             results.append(result)
-    return CheckResult(machine, size, results, name is None)
+    return CheckResults(machine, size, results, name is None)
 
 
 def start(check: str, size: str, workdir: Path) -> Result:

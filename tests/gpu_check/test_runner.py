@@ -13,7 +13,7 @@ import pytest
 from polaris_jax.errors import UserError
 from polaris_jax.gpu_check import checks, runner
 from polaris_jax.gpu_check.report import failed, longest_response, tables
-from polaris_jax.gpu_check.runner import Outcome, Result, next_length
+from polaris_jax.gpu_check.runner import CheckResults, Result, next_length
 from polaris_jax.gpu_check.sizes import SIZES
 
 TINY = SIZES["tiny"]
@@ -103,7 +103,7 @@ def test_a_check_that_breaks_or_does_not_end_is_an_error(tmp_path, monkeypatch):
     broken = runner.start("kernel/none", "tiny", tmp_path)
     assert broken.status == "error"
     assert "KeyError" in (tmp_path / "logs" / "kernel-none.txt").read_text()
-    assert failed(Outcome(CPU, "tiny", [broken], True)) == [broken]
+    assert failed(CheckResults(CPU, "tiny", [broken], True)) == [broken]
     monkeypatch.setattr(runner, "SIZES", {"tiny": replace(TINY, limit_s=0.2)})
     assert runner.start("speed", "tiny", tmp_path).note == "not done after 0 s"
 
@@ -120,7 +120,7 @@ def test_a_check_that_breaks_or_does_not_end_is_an_error(tmp_path, monkeypatch):
 )
 def test_what_does_not_fit_is_a_failure_of_kernels_alone(check, status, wrong):
     result = Result(check, status, 1.0, {}, "")
-    assert failed(Outcome(CPU, "4b", [result], True)) == [result] * wrong
+    assert failed(CheckResults(CPU, "4b", [result], True)) == [result] * wrong
 
 
 @pytest.mark.slow

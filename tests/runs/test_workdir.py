@@ -96,7 +96,7 @@ def test_what_does_not_change_the_run_may_differ_and_is_told(tiny_config, tmp_pa
     known = dict(workdir.configs.flatten(tiny_config()))
     check_config(tiny_config(**{key: values[type(known[key])] for key in FREE}), tmp_path)
     assert len(caplog.messages) == len(FREE)
-    assert any("goes on with config.training.keep: 2 -> 7" in text for text in caplog.messages)
+    assert any("resumes with config.training.keep: 2 -> 7" in text for text in caplog.messages)
 
 
 def test_a_config_of_before_a_key_was_added_has_its_default(tiny_config, tmp_path):

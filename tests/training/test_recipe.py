@@ -1,4 +1,4 @@
-"""The phases of the recipe: in order, each once, gone on with where they stopped."""
+"""The phases of the recipe: in order, each once, resumed where they stopped."""
 
 import json
 
