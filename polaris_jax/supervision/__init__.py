@@ -1,7 +1,17 @@
 """What watches over a job: SIGTERM ends it in time, Ctrl-C loses nothing, and a watchdog ends what hangs."""
 
-from polaris_jax.supervision.interrupts import Deferred
+from polaris_jax.supervision.interrupts import DeferredSignals
 from polaris_jax.supervision.preemption import Preempted, check, preemptible, requested
-from polaris_jax.supervision.watchdog import States, heartbeat, supervised
+from polaris_jax.supervision.watchdog import States, heartbeat, showing, supervised
 
-__all__ = ["Deferred", "Preempted", "States", "check", "heartbeat", "preemptible", "requested", "supervised"]
+__all__ = [
+    "DeferredSignals",
+    "Preempted",
+    "States",
+    "check",
+    "heartbeat",
+    "preemptible",
+    "requested",
+    "showing",
+    "supervised",
+]
