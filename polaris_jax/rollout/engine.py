@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 from polaris_jax import supervision
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
+from polaris_jax.rollout.codec import rollouts_of_others
 from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.programs import Pages
 from polaris_jax.rollout.quantise import weight_bytes
-from polaris_jax.rollout.records import Progress, Response, rollouts_of_others
+from polaris_jax.rollout.records import Progress, Response
 from polaris_jax.rollout.replica import Counters, Lane, Programs, bucket, new_pool
 from polaris_jax.rollout.sampling import Sampling, sequence_key
 from polaris_jax.rollout.weight_sync import HandOver, lane_meshes

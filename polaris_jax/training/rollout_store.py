@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from polaris_jax.rollout import RolloutEngine, Sampling
-from polaris_jax.rollout.records import from_bytes, to_bytes
+from polaris_jax.rollout.codec import from_bytes, to_bytes
 from polaris_jax.types import Prompt, Rollout
 
 
