@@ -21,7 +21,7 @@ from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import Progress, response_text
 from polaris_jax.evaluation.job import make_sampling, response_settings, verifier_pool
-from polaris_jax.evaluation.records import Journal
+from polaris_jax.files import Journal, staged
 from polaris_jax.hf import stop_ids
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
@@ -165,4 +165,5 @@ def save(found: Difficulty, output: Path, config: ConfigDict) -> None:
         "before": [problem.accuracy for problem in found.measured],
         "after": [problem.accuracy for problem in found.kept],
     }
-    difficulty_picture(accuracies, rollouts=samples).savefig(output / "difficulty.png", dpi=120)
+    with staged(output / "difficulty.png") as path:
+        difficulty_picture(accuracies, rollouts=samples).savefig(path, dpi=120)

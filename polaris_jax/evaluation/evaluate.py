@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import scores
-from polaris_jax.evaluation.records import Journal, Record, Responses, group
+from polaris_jax.evaluation.records import Record, Responses, group
 from polaris_jax.evaluation.votes import answer_groups
+from polaris_jax.files import Journal
 from polaris_jax.rewards import Reason, VerifierPool
 from polaris_jax.sharding import multihost
 from polaris_jax.types import Problem, Rollout

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax.errors import UserError
+from polaris_jax.files import staged
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.optim.optimizer import global_norm
 from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
@@ -59,8 +60,9 @@ def keep(workdir: Path, step: int, batches: Sequence[PackedBatch], temperature: 
     head = {"step": step, "temperature": temperature, "config": json.loads(config.to_json_best_effort())}
     arrays = {f"{i}.{name}": x for i, batch in enumerate(batches) for name, x in batch._asdict().items()}
     path = directory / f"{step}.npz"
-    np.savez(path, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
-    for old in sorted(directory.glob("*.npz"), key=lambda path: int(path.stem))[:-NEWEST]:
+    with staged(path) as staging:
+        np.savez(staging, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
+    for old in sorted(directory.glob("[0-9]*.npz"), key=lambda path: int(path.stem))[:-NEWEST]:
         old.unlink()
     return path
 

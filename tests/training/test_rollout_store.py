@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from polaris_jax import hf
-from polaris_jax.supervision import preemption
 from polaris_jax.errors import PREEMPTED
 from polaris_jax.rollout.replica import Lane
+from polaris_jax.supervision import preemption
 from polaris_jax.training import loop, rollout_store, sft, step
 from polaris_jax.types import Rollout
 
