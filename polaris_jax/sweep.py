@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
+from polaris_jax.files import staged
 from polaris_jax.runs.start import enable_compilation_cache
 from polaris_jax.training import loop
 
@@ -69,8 +70,8 @@ def cached_run(config: ConfigDict, directory: Path) -> pd.DataFrame:
     kept = directory / "history.parquet"
     if not kept.exists():
         frame = loop.run(config, directory).frame()
-        frame.to_parquet(directory / ".history.parquet")
-        os.replace(directory / ".history.parquet", kept)
+        with staged(kept) as path:
+            frame.to_parquet(path)
     return pd.read_parquet(kept)
 
 

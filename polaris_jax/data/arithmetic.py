@@ -27,6 +27,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from polaris_jax.data.problems import problem_id
+from polaris_jax.files import write_whole
 from polaris_jax.types import Problem
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
@@ -189,4 +190,4 @@ def build_tokenizer(suffix: str) -> PreTrainedTokenizerFast:
 def write_conversations(path: Path, rows: list[list[dict[str, str]]]) -> None:
     """SFT conversations as jsonl, one {"messages": [...]} a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    write_whole(path, "".join(json.dumps({"messages": row}) + "\n" for row in rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from polaris_jax.files import staged, write_whole
 from polaris_jax.types import Problem
 
 RELEASED_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
@@ -33,8 +33,9 @@ def write_dataset(
     write_parquet(directory / "problems.parquet", problems, rollouts=rollouts)
     measured = [problem.accuracy for problem in problems if problem.accuracy is not None]
     if measured:
-        difficulty_picture({title: measured}, rollouts=rollouts).savefig(directory / "difficulty.png", dpi=120)
-    (directory / "README.md").write_text(card(problems, title=title, history=history, rollouts=rollouts), "utf-8")
+        with staged(directory / "difficulty.png") as path:
+            difficulty_picture({title: measured}, rollouts=rollouts).savefig(path, dpi=120)
+    write_whole(directory / "README.md", card(problems, title=title, history=history, rollouts=rollouts))
     return directory
 
 
@@ -63,9 +64,8 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], *, split: str =
         }
         for index, problem in enumerate(problems)
     ]
-    path = Path(path)
-    pd.DataFrame(rows).to_parquet(path.with_name(f".{path.name}"), index=False)
-    os.replace(path.with_name(f".{path.name}"), path)
+    with staged(path) as staging:
+        pd.DataFrame(rows).to_parquet(staging, index=False)
 
 
 def difficulty(accuracy: float, rollouts: int = 8) -> str:

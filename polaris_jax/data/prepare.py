@@ -15,6 +15,7 @@ from polaris_jax.data.cleaning import Overlap, Repeat, decontaminate, deduplicat
 from polaris_jax.data.problems import BENCHMARKS, SUFFIX, benchmark, load_problems
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
+from polaris_jax.files import write_whole
 from polaris_jax.types import Problem
 
 
@@ -71,9 +72,9 @@ def prepare(
     if not problems:
         raise UserError(f"{', '.join(sources)}: no problem is left: {' '.join(history)}")
     output = write_dataset(output, problems, title=title or Path(output).name, history=history)
-    (output / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
-    pd.DataFrame(map(_repeat, repeats)).to_csv(output / "repeats.csv", index=False)
-    pd.DataFrame(map(_overlap, overlaps)).to_csv(output / "overlaps.csv", index=False)
+    write_whole(output / "skipped.txt", "".join(f"{line}\n" for line in skipped))
+    write_whole(output / "repeats.csv", pd.DataFrame(map(_repeat, repeats)).to_csv(index=False))
+    write_whole(output / "overlaps.csv", pd.DataFrame(map(_overlap, overlaps)).to_csv(index=False))
     return Prepared(problems, history)
 
 

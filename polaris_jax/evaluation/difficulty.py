@@ -18,7 +18,7 @@ from polaris_jax.data.difficulty import in_bands, with_accuracies
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.job import response_settings
-from polaris_jax.evaluation.records import Journal
+from polaris_jax.files import Journal, staged
 from polaris_jax.hf import stop_ids
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.runs.start import load_model, load_tokenizer, load_train_problems
@@ -142,4 +142,5 @@ def save(found: Difficulty, output: Path, config: ConfigDict) -> None:
         "before": [problem.accuracy for problem in found.measured],
         "after": [problem.accuracy for problem in found.kept],
     }
-    difficulty_picture(accuracies, rollouts=samples).savefig(output / "difficulty.png", dpi=120)
+    with staged(output / "difficulty.png") as path:
+        difficulty_picture(accuracies, rollouts=samples).savefig(path, dpi=120)

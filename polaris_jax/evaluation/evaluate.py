@@ -12,8 +12,9 @@ import numpy as np
 
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import scores
-from polaris_jax.evaluation.records import Journal, Record, Responses, group
+from polaris_jax.evaluation.records import Record, Responses, group
 from polaris_jax.evaluation.votes import answer_groups
+from polaris_jax.files import Journal
 from polaris_jax.rewards import Reason, VerifierPool
 from polaris_jax.rollout import Sampling
 from polaris_jax.sampler import Sampler, sample

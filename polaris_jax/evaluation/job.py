@@ -18,7 +18,8 @@ from polaris_jax.data.problems import BENCHMARKS, benchmark, load_problems
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import Evaluation, evaluate, judge
-from polaris_jax.evaluation.records import Journal, read_responses, write_parquet
+from polaris_jax.evaluation.records import Record, read_responses, write_parquet
+from polaris_jax.files import Journal, write_whole
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.runs.workdir import hold
@@ -47,7 +48,7 @@ def run(config: ConfigDict, output: str | Path) -> Evaluation:
     with (
         hold(output) as held,
         supervision.supervised(config, output) as states,
-        Journal(path, settings) as journal,
+        Journal(path, settings, Record) as journal,
         verifier_pool(config) as verifier,
     ):
         mesh = make_mesh(config.mesh)
@@ -144,11 +145,9 @@ def save(output: str | Path, result: Evaluation, model: str, settings: dict[str,
     if not is_writer():
         return
     output = Path(output)
-    write_parquet(output / ".responses.parquet", result.problems, result.records)
-    os.replace(output / ".responses.parquet", output / "responses.parquet")
+    write_parquet(output / "responses.parquet", result.problems, result.records)
     report = {"model": model, "settings": settings, "scores": result.scores}
-    (output / ".scores.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(output / ".scores.json", output / "scores.json")
+    write_whole(output / "scores.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def _joined(results: Sequence[Evaluation]) -> Evaluation:

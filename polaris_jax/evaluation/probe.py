@@ -19,8 +19,9 @@ from polaris_jax import supervision
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import job
 from polaris_jax.evaluation.evaluate import Evaluation
-from polaris_jax.evaluation.records import Journal, group
+from polaris_jax.evaluation.records import Record, group
 from polaris_jax.evaluation.scores import estimate
+from polaris_jax.files import Journal, staged, write_json
 from polaris_jax.rl.temperature import Zones, diversity, find_zones
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
@@ -62,7 +63,7 @@ def run(
         sampler = Sampler(engine, tokenizer, verifier)
         for temperature, c in at.items():
             directory, settings = held / f"temperature_{temperature:g}", job.response_settings(c)
-            with Journal(directory / "responses.jsonl", settings) as journal:
+            with Journal(directory / "responses.jsonl", settings, Record) as journal:
                 supervision.heartbeat(f"temperature {temperature:g}")
                 found = job.evaluate_all(sampler, params, problems, c, journal)
             job.save(directory, found, c.model.path or c.model.preset, settings)
@@ -90,9 +91,9 @@ def save(probe: Probe, output: Path) -> None:
     if not is_writer():
         return
     rows = json.loads(probe.frame.to_json(orient="records"))
-    report = {"temperatures": rows, "zones": probe.zones._asdict()}
-    (output / "probe.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    picture(probe).savefig(output / "temperature.png", dpi=120)
+    write_json(output / "probe.json", {"temperatures": rows, "zones": probe.zones._asdict()})
+    with staged(output / "temperature.png") as path:
+        picture(probe).savefig(path, dpi=120)
 
 
 def table(probe: Probe, title: str = "") -> Table:

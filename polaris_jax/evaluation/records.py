@@ -1,21 +1,18 @@
-"""Judged responses: on disk while they come in, as parquet when all are there, and read from parquet of others."""
+"""Judged responses: as parquet when all are there, and read from parquet of others."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import jax
 import pandas as pd
 
 from polaris_jax.data.problems import parse_problem
 from polaris_jax.data.rows import RowError, collect
-from polaris_jax.errors import UserError
-from polaris_jax.sharding import multihost
+from polaris_jax.files import staged
 from polaris_jax.types import Problem
 
 PROMPT_COLUMNS = ("prompts", "prompt", "problem", "question")
@@ -42,60 +39,10 @@ class Record:
     reason: str
 
 
-class Journal:
-    """Records on disk, one JSON line each, written as they come, so that a killed job loses only a few.
-
-    kind: the dataclass of the records. settings: what the records depend on (model, sampling, seed, ...), kept in the
-    first line. `records` holds what was there before; nothing is written before the first new record. Of several
-    processes each writes a file of its own, such as responses.1.jsonl, and reads those of all, however many there were.
-    Raises UserError where a file belongs to other settings or has a broken line; a last line that was not finished is
-    dropped.
-    """
-
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], kind: type = Record):
-        path, self._file, self._size = Path(path), None, 0
-        self._path = path if multihost.is_writer() else path.with_suffix(f".{jax.process_index()}{path.suffix}")
-        self._settings = json.loads(json.dumps(dict(settings)))
-        self.records = []
-        for part in [path, *sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))]:
-            whole, end, _ = (part.read_bytes() if part.exists() else b"").rpartition(b"\n")
-            if part == self._path:
-                self._size = len(whole + end)
-            lines = whole.splitlines()
-            if lines:
-                _check_settings(part, _parse_line(part, 1, lines[0]), self._settings)
-            self.records += [_record(part, number, line, kind) for number, line in enumerate(lines[1:], start=2)]
-        multihost.barrier(f"all have read {path}")
-
-    def write(self, record: Any) -> None:
-        """Appends a record and hands it to the operating system."""
-        self._write(asdict(record))
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file:
-            self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _write(self, value: dict[str, Any]) -> None:
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab")
-            self._file.truncate(self._size)
-            if not self._size:
-                self._write(self._settings)
-        self._file.write(json.dumps(value).encode() + b"\n")
-        self._file.flush()
-
-
 def write_parquet(path: str | Path, problems: Sequence[Problem], records: Sequence[Record]) -> None:
     """One row a problem: the columns of the released files, and `responses` with `lengths`, `finish_reasons`,
-    `correct` and `reasons`, lists in the samples' order. `read_responses` reads it again."""
+    `correct` and `reasons`, lists in the samples' order. The file appears whole or not at all.
+    `read_responses` reads it again."""
     grouped = group(records)
     rows = []
     for index, problem in enumerate(problems):
@@ -114,7 +61,8 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], records: Sequen
                 "reasons": [str(record.reason) for record in samples],
             }
         )
-    pd.DataFrame(rows).to_parquet(path)
+    with staged(path) as staging:
+        pd.DataFrame(rows).to_parquet(staging)
 
 
 def group(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -203,29 +151,3 @@ def _aligned(row: dict[str, Any], columns: tuple[str, ...], count: int) -> tuple
     if len(values) != count:
         raise RowError(f"{columns[0]} has {len(values)} entries for {count} responses")
     return tuple(values)
-
-
-def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path} line {number}: not JSON ({error}); remove the file to start again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} line {number}: found a {type(value).__name__}; remove the file to start again")
-    return value
-
-
-def _record(path: Path, number: int, line: bytes, kind: type) -> Any:
-    value = _parse_line(path, number, line)
-    if value.keys() != {field.name for field in fields(kind)}:
-        raise UserError(f"{path} line {number}: not a record of this job; remove the file to start again")
-    return kind(**value)
-
-
-def _check_settings(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for key in dict.fromkeys([*expected, *found]):
-        if found.get(key) != expected.get(key):
-            raise UserError(
-                f"{path}: holds an evaluation with {key} {found.get(key)!r}, this one has {expected.get(key)!r}; "
-                "give another output directory"
-            )

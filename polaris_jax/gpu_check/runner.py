@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polaris_jax.errors import UserError
-from polaris_jax.evaluation.records import Journal
+from polaris_jax.files import Journal
 from polaris_jax.gpu_check import kernels
 from polaris_jax.gpu_check.sizes import SIZES, Size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from polaris_jax.errors import UserError
+from polaris_jax.files import check_target, new_directory
 from polaris_jax.hf import native
 from polaris_jax.hf.config import config_from_hf, read_json
 from polaris_jax.hf.export import save, write_tokenizer
@@ -25,7 +26,7 @@ def import_model(source: str | Path, target: str | Path) -> ModelConfig:
         raise UserError(f"{source}: already a directory of ours; `config.model.path` takes it as it is")
     path = directory / "config.json"
     load_tokenizer(directory, vocab_size=config_from_hf(read_json(path), path).vocab_size)
-    with native.new_directory(target) as staging:
+    with new_directory(target) as staging:
         config, params = load(directory)
         native.save_params(params, config, staging)
         (staging / "tokenizer").mkdir()
@@ -53,7 +54,7 @@ def export_model(
     directory = Path(source).expanduser()
     if not native.is_native(directory):
         raise UserError(f"{source}: no model.json: neither a training run nor a directory made by import_hf.py")
-    native.check_target(target)
+    check_target(target)
     config, params = load(directory, step=step)
     tokenizer = directory / "tokenizer"
     load_tokenizer(tokenizer, vocab_size=config.vocab_size)

@@ -16,10 +16,10 @@ from jax.experimental.multihost_utils import process_allgather
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.errors import UserError
+from polaris_jax.files import new_directory, write_json
 from polaris_jax.hf.config import config_to_hf
 from polaris_jax.hf.hub import TOKENIZER_FILES
 from polaris_jax.hf.names import Leaf, leaves
-from polaris_jax.hf.native import new_directory
 from polaris_jax.hf.tokenizer import eos_ids, load_tokenizer, read_generation_config, stop_ids
 from polaris_jax.models.presets import ModelConfig, Yarn
 from polaris_jax.sharding.multihost import barrier, is_writer
@@ -61,7 +61,7 @@ def save(
             _write_weights(parameters, arrays, staging, dtype, max_shard_bytes)
             generation = write_tokenizer(tokenizer, staging, generation_config)
             described |= {key: generation[key] for key in ("bos_token_id", "eos_token_id") if key in generation}
-            _write_json(staging / "config.json", described)
+            write_json(staging / "config.json", described)
     else:  # the others give their parts of the tensors that no process has whole
         for leaf, array in zip(parameters, arrays, strict=True):
             for _ in _host_tensors([(name, leaf, array, i) for i, name in enumerate(leaf.names)], dtype):
@@ -98,7 +98,7 @@ def write_tokenizer(
             generation.setdefault("pad_token_id", tokenizer.pad_token_id)
     generation |= generation_config or {}
     if generation:
-        _write_json(directory / "generation_config.json", generation)
+        write_json(directory / "generation_config.json", generation)
     return generation
 
 
@@ -153,7 +153,7 @@ def _write_weights(
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name, *_ in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(directory / "model.safetensors.index.json", index)
+        write_json(directory / "model.safetensors.index.json", index)
 
 
 def _write_safetensors(path: Path, shard: list[tuple[str, Leaf, jax.Array, int]], dtype: str) -> None:
@@ -184,7 +184,3 @@ def _host_tensors(shard: list[tuple[str, Leaf, jax.Array, int]], dtype: str) -> 
 @partial(jax.jit, static_argnames="dtype")
 def _cast_layer(array: jax.Array, layer: jax.Array, dtype: str) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(array, layer, keepdims=False).astype(dtype)
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,13 +8,8 @@ DIR/checkpoints/STEP/state/       the training state, of which `params` is read
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +19,12 @@ from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from polaris_jax import checksums
 from polaris_jax.errors import UserError
+from polaris_jax.files import CHECKSUMS, damage
 from polaris_jax.hf.config import config_from_json, config_to_json, read_json
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
 from polaris_jax.sharding.rules import param_shardings
-
-
-def check_target(target: str | Path, *, overwrite: bool = False) -> Path:
-    """The absolute path of a directory to be written. Raises UserError where something is there already."""
-    target = Path(target).expanduser().absolute()
-    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: exists already; remove it or name another target")
-    return target
-
-
-@contextmanager
-def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its name when the block ends well, and is removed if not.
-
-    Raises UserError where `target` already holds something and `overwrite` is false, or cannot be made or written.
-    """
-    target = check_target(target, overwrite=overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target}: cannot be made: {error.strerror}") from error
-    staging.chmod(0o755)
-    try:
-        yield staging
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            os.rename(target, old)
-            os.rename(staging, target)
-            shutil.rmtree(old)
-        else:
-            os.rename(staging, target)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{target}: cannot be written: {error.strerror}; nothing is left of it") from error
-        raise
 
 
 def is_native(directory: Path) -> bool:
@@ -108,7 +66,7 @@ def _state_directory(directory: Path, step: int | None) -> Path:
     if step is not None and step not in steps:
         raise UserError(f"{checkpoints}: no step {step}; there are {', '.join(map(str, steps))}")
     path = checkpoints / str(steps[-1] if step is None else step)
-    if (path / checksums.NAME).exists() and (problem := checksums.damage(path)):
+    if (path / CHECKSUMS).exists() and (problem := damage(path)):
         raise UserError(f"{path}: {problem}; there are the steps {', '.join(map(str, steps))}")
     return path / "state"
 

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from polaris_jax.files import staged, write_whole
 from polaris_jax.plan.memory import PHASES
 from polaris_jax.plan.planner import ORIGINAL_HOURS, Plan, StagePlan
 
@@ -138,7 +139,8 @@ def save(plan: Plan, directory: str | Path) -> None:
     """Writes plan.json and plan.png."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "plan.json").write_text(to_json(plan), encoding="utf-8")
+    write_whole(directory / "plan.json", to_json(plan))
     figure = picture(plan)
-    figure.savefig(directory / "plan.png", dpi=120)
+    with staged(directory / "plan.png") as path:
+        figure.savefig(path, dpi=120)
     plt.close(figure)

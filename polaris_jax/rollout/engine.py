@@ -27,7 +27,7 @@ from polaris_jax.rollout.replica import Counters, Lane, Programs, bucket, new_po
 from polaris_jax.rollout.sampling import Sampling, sequence_key
 from polaris_jax.rollout.weight_sync import HandOver, lane_meshes
 from polaris_jax.sharding import multihost
-from polaris_jax.supervision import Deferred, preemption
+from polaris_jax.supervision import DeferredSignals, preemption
 from polaris_jax.types import Prompt, Rollout
 
 Queue = deque[tuple[list[Response], list[int]]]  # groups: responses to one prompt, and the most tokens of each
@@ -104,7 +104,7 @@ class RolloutEngine:
             yield from resumed
             while finished < total and not self._stop.is_set() and not preemption.requested():
                 supervision.heartbeat()
-                with Deferred() as deferred:
+                with DeferredSignals() as deferred:
                     deal(queue, lanes, self.config.slots)
                     busy = [lane for lane in lanes if lane.responses]
                     for lane in busy:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 
 from polaris_jax.rollout.sampling import Drawn
-from polaris_jax.sharding.multihost import gather_bytes
 from polaris_jax.types import Rollout
-
-ARRAYS = ("prompt_tokens", "tokens", "logprobs", "untempered_logprobs", "alternative_ids", "alternative_logprobs")
 
 
 @dataclass(frozen=True)
@@ -75,32 +69,3 @@ class Response:
         if drawn.untempered is None and drawn.alternatives is None:
             return Rollout(*fields)
         return ScoredRollout(*fields, drawn.untempered, *(drawn.alternatives or (None, None)))
-
-
-def rollouts_of_others(mine: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts of the other processes. Every process calls it once, with its own."""
-    everyone = gather_bytes(to_bytes(mine))
-    others = everyone[: jax.process_index()] + everyone[jax.process_index() + 1 :]
-    return [rollout for data in others for rollout in from_bytes(data)]
-
-
-def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
-    """The rollouts as an npz file."""
-    buffer, arrays, heads = io.BytesIO(), {}, []
-    for i, rollout in enumerate(rollouts):
-        heads.append((rollout.problem_id, rollout.sample, rollout.finish_reason))
-        found = {name: getattr(rollout, name, None) for name in ARRAYS}
-        arrays |= {f"{i}.{name}": array for name, array in found.items() if array is not None}
-    np.savez(buffer, heads=np.frombuffer(json.dumps(heads).encode(), np.uint8), **arrays)
-    return buffer.getvalue()
-
-
-def from_bytes(data: bytes) -> list[Rollout]:
-    """The rollouts of `to_bytes`, to the bit."""
-    rollouts = []
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        for i, (problem_id, sample, reason) in enumerate(json.loads(file["heads"].tobytes())):
-            fields = {name: file[f"{i}.{name}"] for name in ARRAYS if f"{i}.{name}" in file}
-            kind = Rollout if len(fields) == 3 else ScoredRollout
-            rollouts.append(kind(problem_id=problem_id, sample=sample, finish_reason=reason, **fields))
-    return rollouts

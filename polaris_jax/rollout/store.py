@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -21,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from polaris_jax.files import write_whole
+from polaris_jax.rollout.codec import from_bytes, to_bytes
 from polaris_jax.rollout.engine import RolloutEngine
-from polaris_jax.rollout.records import from_bytes, to_bytes
 from polaris_jax.rollout.sampling import Sampling
 from polaris_jax.types import Prompt, Rollout
 
@@ -58,14 +58,11 @@ def keep(path: Path, address: dict[str, Any], rollouts: Sequence[Rollout]) -> No
     """Writes the file, whole or not at all; says so on stderr where there is no room."""
     body = to_bytes(rollouts)
     head = json.dumps({"address": address, "sha256": hashlib.sha256(body).hexdigest()})
-    staging = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_bytes(head.encode() + b"\n" + body)
-        os.replace(staging, path)
+        write_whole(path, head.encode() + b"\n" + body)
     except OSError as error:
         print(f"{path}: rollouts not kept: {error.strerror}", file=sys.stderr)
-        staging.unlink(missing_ok=True)
 
 
 def load(path: Path, address: dict[str, Any]) -> list[Rollout]:

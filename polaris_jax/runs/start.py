@@ -17,6 +17,7 @@ from polaris_jax.data.cleaning import verifiable
 from polaris_jax.data.problems import chat_rows, load_problems
 from polaris_jax.data.rows import summary
 from polaris_jax.errors import UserError
+from polaris_jax.files import write_whole
 from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.multihost import is_writer
@@ -110,6 +111,6 @@ def save_model_files(workdir: Path, model: ModelConfig, tokenizer: PreTrainedTok
     """Writes model.json and tokenizer/ so that the run's directory can be loaded and exported by itself."""
     if not is_writer():
         return
-    (workdir / "model.json").write_text(hf.config_to_json(model), encoding="utf-8")
+    write_whole(workdir / "model.json", hf.config_to_json(model))
     (workdir / "tokenizer").mkdir(exist_ok=True)
     write_tokenizer(tokenizer, workdir / "tokenizer")

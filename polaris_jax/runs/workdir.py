@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from configs import base
 from polaris_jax import config as configs
 from polaris_jax.errors import UserError
+from polaris_jax.files import write_json
 from polaris_jax.sharding import multihost
 
 # Keys that may change between two starts of a run: what it computes does not depend on them.
@@ -109,13 +110,6 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     multihost.barrier(f"all have read {workdir}/config.json")
     if multihost.is_writer():
         write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is there whole or not at all."""
-    staging = path.with_name(f".{path.name}")
-    staging.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(staging, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """What watches over a job: SIGTERM ends it in time, Ctrl-C loses nothing, and a watchdog ends what hangs."""
 
-from polaris_jax.supervision.interrupts import Deferred
+from polaris_jax.supervision.interrupts import DeferredSignals
 from polaris_jax.supervision.preemption import Preempted, check, preemptible, requested
 from polaris_jax.supervision.watchdog import States, heartbeat, in_words, showing, supervised
 
 __all__ = [
-    "Deferred",
+    "DeferredSignals",
     "Preempted",
     "States",
     "check",

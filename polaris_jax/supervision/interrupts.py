@@ -6,7 +6,7 @@ import signal
 import threading
 
 
-class Deferred:
+class DeferredSignals:
     """Holds SIGINT and SIGTERM back inside the block; `deliver` then gives them to the handlers of before.
 
     Python delivers signals to the main thread only; in other threads it does nothing.
@@ -16,7 +16,7 @@ class Deferred:
         self._pending: list[int] = []
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> Deferred:
+    def __enter__(self) -> DeferredSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, lambda n, _: self._pending.append(n))

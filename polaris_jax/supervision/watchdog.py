@@ -1,8 +1,9 @@
-"""What watches over a job: SIGTERM ends it in time, and so does a watchdog once nothing moves any more.
+"""Heartbeats, and the watchdog that ends a job once there are none: something hangs.
 
-Whoever makes progress calls `heartbeat`: the rollout engine between device calls, a loop at each phase of a step. A
-program that is being compiled cannot, so that JAX's compiler on any thread's stack makes the watchdog wait `COMPILING`
-times as long.
+Whoever makes progress calls `heartbeat`: the rollout engine between device calls, a loop at each phase of a step. What
+it says is shown by whoever asked for it with `showing`, such as a progress bar, so that no function in between carries
+it there. A program that is being compiled has no heartbeat, so that JAX's compiler on any thread's stack makes the
+watchdog wait `COMPILING` times as long.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ _shown_by: list[Callable[[str, int | None, int | None], None]] = []
 
 
 def heartbeat(what: str | None = None, done: int | None = None, total: int | None = None) -> None:
-    """Says that there is progress, and with what from now on; done: how much of the `total` there is of it."""
+    """Says that there is progress, and with what from now on; done: how much of the `total` there is of it.
+
+    Any thread may call it.
+    """
     _last[:] = _last[0] if what is None else what, next(_heartbeats)
     if what is not None:
-        for show in _shown_by:
+        for show in tuple(_shown_by):  # a copy: another thread may come or go meanwhile
             show(what, done, total)
 
 
@@ -50,7 +54,7 @@ def in_words(what: str, done: int | None = None, total: int | None = None) -> st
 
 @contextmanager
 def showing(show: Callable[[str, int | None, int | None], None]) -> Iterator[None]:
-    """Within the block `show` is called with what each `heartbeat` says, on the thread that says it."""
+    """Within the block `show` is called with what each `heartbeat` says, in the thread that it is of."""
     _shown_by.append(show)
     try:
         yield

@@ -2,8 +2,9 @@
 
 WORKDIR/checkpoints/STEP/state           parameters, optimizer and step (orbax)
 WORKDIR/checkpoints/STEP/host            stage, place in the data, accuracies, temperature (json)
-WORKDIR/checkpoints/STEP/arrays          right responses kept for the rescue, where there are any
-WORKDIR/checkpoints/STEP/checksums.json  of all these files
+WORKDIR/checkpoints/STEP/arrays          rollouts (`rollout/codec.py`), where there are any: right ones kept for the
+                                         rescue, and the next step's where they were sampled beside this one's update
+WORKDIR/checkpoints/STEP/checksums.json  of all these files (`files.py`)
 WORKDIR/damaged/STEP                     a checkpoint that was found damaged
 """
 
@@ -23,7 +24,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from polaris_jax import checksums
+from polaris_jax import files
 from polaris_jax.errors import UserError
 from polaris_jax.sharding import multihost
 from polaris_jax.training.host import HostState, from_saved, to_saved
@@ -152,7 +153,7 @@ class Checkpoints:
     def _before_commit(self) -> None:
         """Called by Orbax when all files of a checkpoint are complete, before it takes its name."""
         staged = next(self._directory.glob(f"{self._step}.orbax-checkpoint-tmp*"), self._directory / str(self._step))
-        self._bytes = checksums.write(staged)
+        self._bytes = files.write_checksums(staged)
         self._seconds = time.monotonic() - self._began
 
     def _fail(self, error: Exception) -> None:
@@ -166,7 +167,7 @@ class Checkpoints:
     def _newest_whole(self) -> int | None:
         for step in sorted(self._manager.all_steps(), reverse=True):
             path, aside = self._directory / str(step), self._damaged / str(step)
-            problem = checksums.damage(path)
+            problem = files.damage(path)
             if problem is None:
                 return step
             shutil.rmtree(aside, ignore_errors=True)

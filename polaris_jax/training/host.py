@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from polaris_jax.data.curriculum import Curriculum
+from polaris_jax.rollout.codec import rollouts_from_arrays, rollouts_to_arrays
 from polaris_jax.training.next_batch import SampledBatch
-from polaris_jax.types import Group, Problem, Rollout
+from polaris_jax.types import Group, Problem
 
 
 @dataclass(frozen=True)
@@ -36,38 +37,22 @@ class HostState:
 def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The host state as json-able values and arrays; `from_saved` gives it back to the bit.
 
-    The arrays hold rollouts one behind the other, solutions first and then those of the batch ahead: tokens int32,
-    prompt and response of each; logprobs float32. They are left out where there are none.
+    The arrays hold rollouts as in `rollout/codec.py`, solutions first and then those of the batch ahead.
     """
     solutions, ahead = host.curriculum.solutions, host.next_batch
     rollouts = [*solutions.values(), *(r for group in (ahead.groups if ahead else ()) for r in group.rollouts)]
     saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), next_batch=None))
     saved["solutions"] = list(solutions)
-    saved["rollouts"] = [
-        [r.problem_id, r.sample, r.finish_reason, len(r.prompt_tokens), len(r.tokens)] for r in rollouts
-    ]
     if ahead:
         groups = [[asdict(group.problem), group.rewards.tolist()] for group in ahead.groups]
         saved["next_batch"] = {"groups": groups, "texts": ahead.texts, "metrics": ahead.metrics}
-    if not rollouts:
-        return saved, {}
-    tokens = np.concatenate([part for r in rollouts for part in (r.prompt_tokens, r.tokens)])
-    logprobs = np.concatenate([r.logprobs for r in rollouts])
-    return saved, {"tokens": tokens.astype(np.int32), "logprobs": logprobs.astype(np.float32)}
+    return saved, rollouts_to_arrays(rollouts)
 
 
 def from_saved(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> HostState:
     """The host state of `to_saved`."""
     saved = dict(saved)
-    names, rows, curriculum = saved.pop("solutions"), saved.pop("rollouts"), saved.pop("curriculum")
-    tokens_end = list(accumulate((row[3] + row[4] for row in rows), initial=0))
-    logprobs_end = list(accumulate((row[4] for row in rows), initial=0))
-    rollouts = []
-    for i, (problem_id, sample, finish_reason, prompt, _) in enumerate(rows):
-        tokens = np.asarray(arrays["tokens"][tokens_end[i] : tokens_end[i + 1]])
-        logprobs = np.asarray(arrays["logprobs"][logprobs_end[i] : logprobs_end[i + 1]])
-        rollouts.append(Rollout(problem_id, sample, tokens[:prompt], tokens[prompt:], logprobs, finish_reason))
-    rest = iter(rollouts)
+    names, curriculum, rest = saved.pop("solutions"), saved.pop("curriculum"), iter(rollouts_from_arrays(arrays))
     curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": {name: next(rest) for name in names}}
     if ahead := saved.pop("next_batch"):
         groups = []

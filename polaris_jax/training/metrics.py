@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.summary import Writer
 from transformers import PreTrainedTokenizerBase
 
+from polaris_jax.files import open_steps, read_steps
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import in_words
@@ -81,58 +79,7 @@ def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> di
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; an unfinished last line is left out."""
-    return _read(workdir / "metrics.jsonl")[0]
-
-
-def _read(path: Path, last_step: int | None = None) -> tuple[list[dict[str, Any]], int]:
-    """The rows up to `last_step`, and the bytes of the file that they take; what follows a broken line is left out."""
-    rows, size = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or (last_step is not None and row["step"] > last_step):
-            break
-        rows.append(row)
-        size += len(line)
-    return rows, size
-
-
-class LineFile:
-    """A file of JSON lines, each handed to the operating system at once.
-
-    Opened again it keeps its rows up to `last_step`, by one truncation: killed at any instant it has lost none of
-    them. What cannot be written, as on a full disk, stays in memory and goes before what follows. Of several processes
-    one writes.
-    """
-
-    def __init__(self, path: Path, last_step: int):
-        self.rows, size = _read(path, last_step)
-        multihost.barrier(f"all have read {path}")
-        self._file = FileIO(path if multihost.is_writer() else os.devnull, "a")
-        if multihost.is_writer():
-            self._file.truncate(size)
-        self._pending = b""
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Adds a row, which `flush` writes."""
-        self._pending += json.dumps(row, ensure_ascii=False).encode() + b"\n"
-
-    def flush(self) -> None:
-        """Writes what is not yet written. Raises OSError where that cannot be."""
-        while self._pending:
-            self._pending = self._pending[self._file.write(self._pending) :]
-
-    def sync(self) -> None:
-        """Returns when all is on the disk. Raises OSError where that cannot be."""
-        self.flush()
-        if multihost.is_writer():
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+    return read_steps(workdir / "metrics.jsonl")[0]
 
 
 class MetricsLogger:
@@ -144,9 +91,8 @@ class MetricsLogger:
 
     def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
         self._workdir, self._shown = workdir, shown
-        self._metrics = LineFile(workdir / "metrics.jsonl", start)
-        self._samples = LineFile(workdir / "samples.jsonl", start)
-        self.rows = self._metrics.rows
+        self.rows, self._metrics = open_steps(workdir / "metrics.jsonl", start)
+        _, self._samples = open_steps(workdir / "samples.jsonl", start)
         if len(self.rows) != start:
             logging.warning("%s/metrics.jsonl: holds %d of the %d steps before", workdir, len(self.rows), start)
         self._full, self._tensorboard, self._drawn = False, None, 0

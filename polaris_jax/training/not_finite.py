@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from polaris_jax.errors import UserError
+from polaris_jax.files import staged
 from polaris_jax.types import PackedBatch
 
 NEWEST = 3  # batches that are kept
@@ -36,8 +37,9 @@ def keep(workdir: Path, step: int, batches: Sequence[PackedBatch], temperature: 
     fields = ((i, name, x) for i, batch in enumerate(batches) for name, x in batch._asdict().items())
     arrays = {f"{i}.{name}": x for i, name, x in fields if x is not None}
     path = directory / f"{step}.npz"
-    np.savez(path, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
-    for old in sorted(directory.glob("*.npz"), key=lambda path: int(path.stem))[:-NEWEST]:
+    with staged(path) as staging:
+        np.savez(staging, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
+    for old in sorted(directory.glob("[0-9]*.npz"), key=lambda path: int(path.stem))[:-NEWEST]:
         old.unlink()
     return path
 

@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 from polaris_jax import config as configs
 from polaris_jax import hf, supervision
 from polaris_jax.evaluation import difficulty, job
-from polaris_jax.runs.workdir import check_config, hold, write_config, write_json
+from polaris_jax.files import write_json
+from polaris_jax.runs.workdir import check_config, hold, write_config
 from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training import loop, sft
 from polaris_jax.training.metrics import History, read_metrics
@@ -107,7 +108,7 @@ def do_once(workdir: Path, phase: str, work: Callable[[], object], announce: Ann
 
 def finished_phases(workdir: Path) -> dict[str, dict[str, float]]:
     """What the markers say, in the order in which the phases were completed."""
-    markers = sorted((workdir / "done").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    markers = sorted((workdir / "done").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in markers}
 
 

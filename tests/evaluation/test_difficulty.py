@@ -12,7 +12,7 @@ from polaris_jax.data.problems import load_problems
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty
 from polaris_jax.evaluation.difficulty import PassRate, pass_rates
-from polaris_jax.evaluation.records import Journal
+from polaris_jax.files import Journal
 from polaris_jax.sampler import Sampler
 from polaris_jax.types import Problem, Prompt, Rollout
 from tests.conftest import EvenLengthPool

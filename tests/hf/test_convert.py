@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from polaris_jax import checksums, hf
+from polaris_jax import files, hf
 from polaris_jax.errors import UserError
 
 from .conftest import assert_same_bytes
@@ -81,7 +81,7 @@ def test_checkpoint_of_another_shape(run_directory, copy_of, tmp_path):
 
 def test_a_damaged_checkpoint_is_refused(run_directory, copy_of, tmp_path):
     workdir = copy_of(run_directory[0])
-    checksums.write(workdir / "checkpoints" / "10")
+    files.write_checksums(workdir / "checkpoints" / "10")
     largest = max((workdir / "checkpoints" / "10").rglob("*"), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1

@@ -101,7 +101,7 @@ def test_bad_calls_leave_nothing(qwen3, tmp_path, monkeypatch):
         hf.config_to_hf(config.replace(qk_norm=False), "bfloat16")
     with pytest.raises(UserError, match="no tokenizer here"):
         hf.save(params, config, tmp_path / "out", tokenizer=tmp_path)
-    monkeypatch.setattr("polaris_jax.hf.export._write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("polaris_jax.hf.export.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         hf.save(params, config, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

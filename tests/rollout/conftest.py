@@ -47,7 +47,10 @@ def rollout_config(**changes):
 
 def random_prompts(count: int, seed: int = 0, longest: int = 40) -> list[Prompt]:
     rng = np.random.default_rng(seed)
-    return [Prompt(Problem(f"p{i}", "", ()), rng.integers(2, 61, rng.integers(1, longest)).astype(np.int32)) for i in range(count)]
+    return [
+        Prompt(Problem(f"p{i}", "", ()), rng.integers(2, 61, rng.integers(1, longest)).astype(np.int32))
+        for i in range(count)
+    ]
 
 
 @functools.cache

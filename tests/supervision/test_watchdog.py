@@ -3,8 +3,10 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+from polaris_jax import supervision
 from polaris_jax.errors import PREEMPTED, STUCK
 
 HEAD = """
@@ -61,3 +63,49 @@ def test_sigterm_ends_a_process_that_does_not_look_within_the_grace_time(tmp_pat
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == PREEMPTED
         assert 0.5 <= time.monotonic() - began < 10
+
+
+def test_what_heartbeats_say_is_shown_within_the_block_from_any_thread():
+    first, second = [], []
+    supervision.heartbeat("before")
+    with supervision.showing(first.append):
+        supervision.heartbeat("one")
+        supervision.heartbeat()  # progress without words
+        with supervision.showing(second.append):
+            other = threading.Thread(target=supervision.heartbeat, args=["two"])
+            other.start()
+            other.join()
+        supervision.heartbeat("two")  # said again, shown again: something else may stand there by now
+    supervision.heartbeat("after")
+    assert first == ["one", "two", "two"]
+    assert second == ["two"]
+
+
+def test_threads_may_come_and_go_while_others_have_heartbeats():
+    seen, errors = [], []
+
+    def work(number):
+        try:
+            for i in range(200):
+                with supervision.showing(seen.append):
+                    supervision.heartbeat(f"{number} {i}")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert {f"{number} {i}" for number in range(4) for i in range(200)} == set(seen)
+
+
+def test_nobody_is_shown_anything_when_the_block_ended_with_an_error():
+    seen = []
+    try:
+        with supervision.showing(seen.append):
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        supervision.heartbeat("after")
+    assert seen == []

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from polaris_jax import checksums, hf
+from polaris_jax import files, hf
 from polaris_jax.errors import UserError
 from polaris_jax.training import checkpoint
 from polaris_jax.training.checkpoint import Checkpoints
@@ -77,7 +77,7 @@ def test_what_is_saved_is_the_state_of_that_step_though_training_goes_on_in_its_
         assert_same(checkpoints.restore(state)[0], before)
 
 
-def files(directory):
+def files_below(directory):
     return [path for path in sorted(directory.rglob("*")) if path.is_file()]
 
 
@@ -94,7 +94,7 @@ def flip(path):
 @pytest.mark.parametrize("harm", [truncate, flip, os.unlink])
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(tmp_path, warnings, harm):
     save(tmp_path, [1, 2])
-    largest = max(files(tmp_path / "checkpoints" / "2"), key=lambda path: path.stat().st_size)
+    largest = max(files_below(tmp_path / "checkpoints" / "2"), key=lambda path: path.stat().st_size)
     harm(largest)
     state, host = restore(tmp_path)
     assert_same(state, state_at(1))
@@ -102,7 +102,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(tmp_path
     assert len(warnings) == 1
     assert str(largest.relative_to(tmp_path / "checkpoints" / "2")) in warnings[0]
     assert "the checkpoint before it is used" in warnings[0]
-    assert files(tmp_path / "damaged" / "2")
+    assert files_below(tmp_path / "damaged" / "2")
     save(tmp_path, [2])
     assert_same(restore(tmp_path)[0], state_at(2))
     assert len(warnings) == 1
@@ -111,22 +111,22 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(tmp_path
 def test_damage_to_any_file_is_found(tmp_path):
     save(tmp_path, [1])
     whole = tmp_path / "checkpoints" / "1"
-    assert checksums.damage(whole) is None
-    items = [path for path in files(whole) if path.parent != whole]
+    assert files.damage(whole) is None
+    items = [path for path in files_below(whole) if path.parent != whole]
     assert len(items) > 5
-    for path in [*items, whole / checksums.NAME]:
+    for path in [*items, whole / files.CHECKSUMS]:
         for harm in (truncate, flip, os.unlink):
             if path.stat().st_size:
                 copy = shutil.copytree(whole, tmp_path / "copy")
                 harm(copy / path.relative_to(whole))
-                assert checksums.damage(copy), (path, harm)
+                assert files.damage(copy), (path, harm)
                 shutil.rmtree(copy)
 
 
 def test_where_no_checkpoint_is_whole_the_run_begins_anew(tmp_path, warnings):
     save(tmp_path, [1, 2])
     for step in (1, 2):
-        (tmp_path / "checkpoints" / str(step) / checksums.NAME).unlink()
+        (tmp_path / "checkpoints" / str(step) / files.CHECKSUMS).unlink()
     assert restore(tmp_path) is None
     assert len(warnings) == 2
     save(tmp_path, [1])
@@ -139,7 +139,7 @@ def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
     assert_same(restore(tmp_path)[0], state_at(2))
     save(tmp_path, [4])
     assert steps(tmp_path) == [2, 4]
-    assert checksums.damage(tmp_path / "checkpoints" / "4") is None
+    assert files.damage(tmp_path / "checkpoints" / "4") is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def no_room(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize(("where", "name"), [(ocp.CheckpointManager, "save"), (checksums, "write")])
+@pytest.mark.parametrize(("where", "name"), [(ocp.CheckpointManager, "save"), (files, "write_checksums")])
 def test_a_save_that_fails_is_told_and_made_up_for(tmp_path, warnings, where, name):
     """The disk is full when the save begins, or only when its last file is written, while training goes on."""
     save(tmp_path, [2])
@@ -196,7 +196,7 @@ def test_a_save_that_fails_is_told_and_made_up_for(tmp_path, warnings, where, na
 
 
 def test_a_run_does_not_end_well_while_its_last_save_failed(tmp_path, monkeypatch, warnings):
-    monkeypatch.setattr(checksums, "write", no_room)
+    monkeypatch.setattr(files, "write_checksums", no_room)
     with pytest.raises(UserError, match="step 4 could not be saved; make room and start again"):
         save(tmp_path, [4])
 
@@ -220,7 +220,7 @@ def test_a_checkpoint_does_not_depend_on_the_devices_it_was_saved_from(tmp_path,
     assert notes
     for path in notes:
         path.unlink()
-    checksums.write(saved)
+    files.write_checksums(saved)
 
     def refused(*_, **__):
         raise AssertionError("a pickle")

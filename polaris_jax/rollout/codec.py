@@ -1,0 +1,84 @@
+"""Rollouts as a few flat arrays: in checkpoints, in the rollout store and on their way between processes.
+
+heads          uint8, json: of each rollout [problem_id, sample, finish_reason, shapes], where shapes are those of its
+               arrays in the order of `DTYPES`, null for one that it does not have
+prompt_tokens  int32, of all rollouts one behind the other; the other arrays of `DTYPES` likewise, flat
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from polaris_jax.rollout.records import ScoredRollout
+from polaris_jax.sharding.multihost import gather_bytes
+from polaris_jax.types import Rollout
+
+DTYPES = {
+    "prompt_tokens": np.int32,
+    "tokens": np.int32,
+    "logprobs": np.float32,
+    "untempered_logprobs": np.float32,
+    "alternative_ids": np.int32,
+    "alternative_logprobs": np.float32,
+}
+OPTIONAL = frozenset(DTYPES) - {"prompt_tokens", "tokens", "logprobs"}
+
+
+def rollouts_to_arrays(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
+    """The arrays above, none of them empty; no arrays where there are no rollouts."""
+    heads, parts = [], {name: [] for name in DTYPES}
+    for rollout in rollouts:
+        found = {name: getattr(rollout, name, None) for name in DTYPES}
+        shapes = [None if array is None else array.shape for array in found.values()]
+        heads.append([rollout.problem_id, rollout.sample, rollout.finish_reason, shapes])
+        for name, array in found.items():
+            if array is not None and array.size:
+                parts[name].append(array.reshape(-1))
+    if not heads:
+        return {}
+    flat = {name: np.concatenate(each, dtype=DTYPES[name]) for name, each in parts.items() if each}
+    return {"heads": np.frombuffer(json.dumps(heads).encode(), np.uint8), **flat}
+
+
+def rollouts_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Rollout]:
+    """The rollouts of `rollouts_to_arrays`, to the bit."""
+    if not arrays:
+        return []
+    flat = {name: np.asarray(arrays.get(name, ()), dtype) for name, dtype in DTYPES.items()}
+    rollouts, taken = [], dict.fromkeys(DTYPES, 0)
+    for problem_id, sample, finish_reason, shapes in json.loads(np.asarray(arrays["heads"]).tobytes()):
+        fields = {}
+        for name, shape in zip(DTYPES, shapes, strict=True):
+            if shape is not None:
+                begin, taken[name] = taken[name], taken[name] + math.prod(shape)
+                # a copy: a rollout that is kept for long must not keep those of its neighbours in memory
+                fields[name] = flat[name][begin : taken[name]].reshape(shape).copy()
+        kind = Rollout if OPTIONAL.isdisjoint(fields) else ScoredRollout
+        rollouts.append(kind(problem_id=problem_id, sample=sample, finish_reason=finish_reason, **fields))
+    return rollouts
+
+
+def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
+    """The arrays as an npz file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **rollouts_to_arrays(rollouts))
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> list[Rollout]:
+    """The rollouts of `to_bytes`, to the bit."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return rollouts_from_arrays(dict(file))
+
+
+def rollouts_of_others(mine: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts of the other processes. Every process calls it once, with its own."""
+    everyone = gather_bytes(to_bytes(mine))
+    others = everyone[: jax.process_index()] + everyone[jax.process_index() + 1 :]
+    return [rollout for data in others for rollout in from_bytes(data)]
