@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.rewards import Reason, Verdict, VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
-from polaris_jax.rollout.records import rollouts_of_others
+from polaris_jax.rollout.codec import rollouts_of_others
 from polaris_jax.rollout.store import stored
 from polaris_jax.sharding import multihost
 from polaris_jax.types import Problem, Prompt, Rollout

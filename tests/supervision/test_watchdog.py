@@ -68,17 +68,17 @@ def test_sigterm_ends_a_process_that_does_not_look_within_the_grace_time(tmp_pat
 def test_what_heartbeats_say_is_shown_within_the_block_from_any_thread():
     first, second = [], []
     supervision.heartbeat("before")
-    with supervision.showing(first.append):
+    with supervision.showing(lambda *said: first.append(supervision.in_words(*said))):
         supervision.heartbeat("one")
         supervision.heartbeat()  # progress without words
-        with supervision.showing(second.append):
-            other = threading.Thread(target=supervision.heartbeat, args=["two"])
+        with supervision.showing(lambda *said: second.append(said)):
+            other = threading.Thread(target=supervision.heartbeat, args=["rollouts", 2, 8])
             other.start()
             other.join()
-        supervision.heartbeat("two")  # said again, shown again: something else may stand there by now
+        supervision.heartbeat("one")  # said again, shown again: something else may stand there by now
     supervision.heartbeat("after")
-    assert first == ["one", "two", "two"]
-    assert second == ["two"]
+    assert first == ["one", "2 of 8 rollouts", "one"]
+    assert second == [("rollouts", 2, 8)]
 
 
 def test_threads_may_come_and_go_while_others_have_heartbeats():
@@ -87,7 +87,7 @@ def test_threads_may_come_and_go_while_others_have_heartbeats():
     def work(number):
         try:
             for i in range(200):
-                with supervision.showing(seen.append):
+                with supervision.showing(lambda what, *_: seen.append(what)):
                     supervision.heartbeat(f"{number} {i}")
         except Exception as error:
             errors.append(error)
@@ -104,7 +104,7 @@ def test_threads_may_come_and_go_while_others_have_heartbeats():
 def test_nobody_is_shown_anything_when_the_block_ended_with_an_error():
     seen = []
     try:
-        with supervision.showing(seen.append):
+        with supervision.showing(lambda what, *_: seen.append(what)):
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         supervision.heartbeat("after")
