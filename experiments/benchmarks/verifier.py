@@ -1,7 +1,7 @@
 r"""Accuracy and speed of the verifier and, in the same run, of math-verify: one JSON line.
 
 pip install -e '.[peers]'
-python experiments/benchmarks/verifier.py --cases=tests/rewards/data/examples.jsonl [--workers=2]
+python experiments/benchmarks/verifier.py --cases=tests/mathematics/data/examples.jsonl [--workers=2]
 """
 
 import json
@@ -11,7 +11,7 @@ from absl import flags
 
 from polaris_jax import cli
 
-CASES = flags.DEFINE_string("cases", "tests/rewards/data/examples.jsonl", "jsonl with response, answer, correct.")
+CASES = flags.DEFINE_string("cases", "tests/mathematics/data/examples.jsonl", "jsonl with response, answer, correct.")
 WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of the pool.", lower_bound=1)
 PEER = flags.DEFINE_bool("peer", True, "Run math-verify too.")
 

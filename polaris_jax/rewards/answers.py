@@ -6,8 +6,8 @@ Everything here is linear in the length of the text and runs in the caller's pro
 import re
 from collections.abc import Iterable
 
+from polaris_jax.mathematics.words import plain
 from polaris_jax.rewards.verdict import Reason
-from polaris_jax.rewards.words import plain
 
 THINK_END = "</think>"
 _INTEGER = re.compile(r"([+-]?[0-9]{1,40})(?:\.0*)?")

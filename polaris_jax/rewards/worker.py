@@ -14,7 +14,7 @@ import struct
 import sys
 from typing import BinaryIO
 
-from polaris_jax.rewards.equivalence import judge
+from polaris_jax.mathematics import judge
 from polaris_jax.rewards.verdict import Reason
 
 HEADER = struct.Struct("!I")
@@ -46,7 +46,7 @@ def _answer(request: list, timeout_s: float) -> Reason:
     signal.setitimer(signal.ITIMER_PROF, 10 * timeout_s)
     signal.setitimer(signal.ITIMER_REAL, SOFT_SHARE * timeout_s)
     try:
-        return judge(box, golds)
+        return Reason(judge(box, golds))
     except OutOfTime:
         return Reason.TIMED_OUT
     except MemoryError:

@@ -1,7 +1,7 @@
 """Equations, assignments and inequalities: what they assign, and when two of them say the same."""
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.numeric import proportion
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.numeric import proportion
 
 _REVERSED = {">": "<", ">=": "<="}
 _SYMMETRIC = frozenset(["!=", "parallel", "perp", "cong", "<=>"])

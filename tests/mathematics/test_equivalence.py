@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from polaris_jax.mathematics import Comparison, judge
 from polaris_jax.rewards.answers import alternatives, final_box
-from polaris_jax.rewards.equivalence import judge
 from polaris_jax.rewards.verdict import Reason
 
 DATA = Path(__file__).with_name("data")
@@ -31,7 +31,7 @@ CASES = cases_by_kind()
 def test_examples_of_the_policy(example):
     box = final_box(example["response"])
     reason = box if isinstance(box, Reason) else judge(box, alternatives(example["answer"]))
-    assert (reason is Reason.EQUAL) == example["correct"], (example["answer"], box)
+    assert (reason is Comparison.EQUAL) == example["correct"], (example["answer"], box)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -39,26 +39,26 @@ def test_near_misses_and_equal_forms(kind):
     differing = [
         (gold, box, reason)
         for right, gold, box in CASES[kind]
-        if ((reason := judge(box, [gold])) is Reason.EQUAL) != right
+        if ((reason := judge(box, [gold])) is Comparison.EQUAL) != right
     ]
     assert not differing
 
 
 def test_any_alternative_is_right():
-    assert judge("0.5", ["2", "\\frac12"]) is Reason.EQUAL
-    assert judge("3", ["2", "\\frac12"]) is Reason.UNEQUAL
+    assert judge("0.5", ["2", "\\frac12"]) is Comparison.EQUAL
+    assert judge("3", ["2", "\\frac12"]) is Comparison.UNEQUAL
 
 
 def test_an_unreadable_alternative_does_not_hide_a_right_one():
-    assert judge("5", ["\\frac{", "5.0"]) is Reason.EQUAL
-    assert judge("5", ["\\frac{"]) is Reason.UNPARSABLE
+    assert judge("5", ["\\frac{", "5.0"]) is Comparison.EQUAL
+    assert judge("5", ["\\frac{"]) is Comparison.UNPARSABLE
 
 
 def test_unreadable_text_equals_itself():
     answer = "f(x)=ax+b, \\text{ where } b \\text{ is an arbitrary integer}"
-    assert judge(answer, [answer]) is Reason.EQUAL
+    assert judge(answer, [answer]) is Comparison.EQUAL
 
 
 @pytest.mark.parametrize("text", ["\\frac{1}{0}", "0^0", "\\infty-\\infty", "\\tan\\frac{\\pi}{2}", "\\ln 0", "?", "="])
 def test_what_has_no_value_does_not_even_equal_itself(text):
-    assert judge(text, [text]) is not Reason.EQUAL
+    assert judge(text, [text]) is not Comparison.EQUAL

@@ -1,55 +1,64 @@
 """The verdict on one boxed answer: text first, then what the text means."""
 
 import re
+from enum import StrEnum
 from itertools import product
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards import words
-from polaris_jax.rewards.arithmetic import NotANumber, TooLarge
-from polaris_jax.rewards.compare import same_answer
-from polaris_jax.rewards.intervals import infinity
-from polaris_jax.rewards.numeric import approximate
-from polaris_jax.rewards.reader import Reading, read
-from polaris_jax.rewards.tokens import Unreadable
-from polaris_jax.rewards.verdict import Reason
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics import words
+from polaris_jax.mathematics.arithmetic import NotANumber, TooLarge
+from polaris_jax.mathematics.compare import same_answer
+from polaris_jax.mathematics.intervals import infinity
+from polaris_jax.mathematics.numeric import approximate
+from polaris_jax.mathematics.reader import Reading, read
+from polaris_jax.mathematics.tokens import Unreadable
+
+
+class Comparison(StrEnum):
+    """What comparing an answer with ground truths gives."""
+
+    EQUAL = "equal"
+    UNEQUAL = "unequal"
+    UNPARSABLE = "unparsable"  # the answer, or every ground truth, cannot be read
+
 
 _COMMA_GROUP = re.compile(r"[0-9],[1-9][0-9]{2}")
 _SLASH_LETTERS = re.compile(r"/\s*(?:[A-Za-z]|\\[A-Za-z]+ ?)[A-Za-z_\\]")
 _ZERO_GROUP = re.compile(r",0[0-9]")  # 1,000 is no list
 
 
-def judge(box: str, golds: list[str]) -> Reason:
+def judge(box: str, answers: list[str]) -> Comparison:
     """EQUAL if the box equals any of the ground truths, else UNEQUAL, or UNPARSABLE if none could be compared.
 
     Takes whatever time and memory the text asks for within the bounds of its parts: run it in a worker.
     """
-    reasons = {_judge_one(box, gold) for gold in golds}
-    return next((reason for reason in (Reason.EQUAL, Reason.UNEQUAL) if reason in reasons), Reason.UNPARSABLE)
+    found = {_judge_one(box, gold) for gold in answers}
+    return next((one for one in (Comparison.EQUAL, Comparison.UNEQUAL) if one in found), Comparison.UNPARSABLE)
 
 
-def _judge_one(box: str, gold: str) -> Reason:
+def _judge_one(box: str, gold: str) -> Comparison:
     box, gold = box.strip(), gold.strip()
     if words.same_choice(gold, box):
-        return Reason.EQUAL
+        return Comparison.EQUAL
     if words.is_time(gold):
-        return _reason(words.same_words(gold, box))
+        return _comparison(words.same_words(gold, box))
     try:
         gold_trees, box_trees = _trees(gold), _trees(box)
         if _same_text(gold, box):
-            return _reason(not gold_trees or not _is_undefined(gold_trees[0]))
+            return _comparison(not gold_trees or not _is_undefined(gold_trees[0]))
         if any(isinstance(tree, n.Words) for tree in gold_trees[:1] + box_trees[:1]) and words.same_words(gold, box):
-            return Reason.EQUAL
+            return Comparison.EQUAL
         if not gold_trees or not box_trees:
-            return Reason.UNPARSABLE
-        return _reason(any(same_answer(first, second) for first, second in product(gold_trees, box_trees)))
+            return Comparison.UNPARSABLE
+        return _comparison(any(same_answer(first, second) for first, second in product(gold_trees, box_trees)))
     except MemoryError:
         raise
     except Exception:  # whatever else a hostile text brings about, other ground truths may still be equal
-        return Reason.UNPARSABLE
+        return Comparison.UNPARSABLE
 
 
-def _reason(equal: bool) -> Reason:
-    return Reason.EQUAL if equal else Reason.UNEQUAL
+def _comparison(equal: bool) -> Comparison:
+    return Comparison.EQUAL if equal else Comparison.UNEQUAL
 
 
 def _trees(text: str) -> list[n.Node]:

@@ -1,10 +1,10 @@
 r"""Reads what expressions are made of: numbers, brackets, functions, \\frac and the like, matrices."""
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.atoms import derivative, number
-from polaris_jax.rewards.cursor import Cursor
-from polaris_jax.rewards.symbols import listed
-from polaris_jax.rewards.tokens import Token, Unreadable
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.atoms import derivative, number
+from polaris_jax.mathematics.cursor import Cursor
+from polaris_jax.mathematics.symbols import listed
+from polaris_jax.mathematics.tokens import Token, Unreadable
 
 FRACTIONS = {"frac": "div"}
 INVERSES = frozenset(listed("sin cos tan cot sec csc"))

@@ -5,9 +5,9 @@ from functools import cmp_to_key
 
 from mpmath import mp, mpc
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.arithmetic import NotANumber, TooLarge
-from polaris_jax.rewards.numeric import approximate, same_value
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.arithmetic import NotANumber, TooLarge
+from polaris_jax.mathematics.numeric import approximate, same_value
 
 
 class NoRealSet(Exception):

@@ -7,9 +7,9 @@ from functools import reduce
 
 from mpmath import mp, mpc
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.arithmetic import NotANumber, TooLarge, Value, add, divide, inexact, multiply
-from polaris_jax.rewards.functions import FUNCTIONS, TRIGONOMETRIC, integer, log
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.arithmetic import NotANumber, TooLarge, Value, add, divide, inexact, multiply
+from polaris_jax.mathematics.functions import FUNCTIONS, TRIGONOMETRIC, integer, log
 
 MAX_FOLD = 1_000
 MAX_NESTED_FOLD = 40

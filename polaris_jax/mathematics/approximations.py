@@ -2,7 +2,7 @@
 
 import re
 
-from polaris_jax.rewards.tokens import Token
+from polaris_jax.mathematics.tokens import Token
 
 APPROXIMATELY = re.compile(
     r"[\s(,]*(?:(?:or|which is|that is|i\.e\.)\s+)?(?:approximately|approx\.?|about|roughly)[\s:]*$", re.I

@@ -9,12 +9,12 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards import units
-from polaris_jax.rewards.approximations import without_approximations
-from polaris_jax.rewards.expressions import FACTOR_STARTS, ExpressionReader
-from polaris_jax.rewards.symbols import listed
-from polaris_jax.rewards.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics import units
+from polaris_jax.mathematics.approximations import without_approximations
+from polaris_jax.mathematics.expressions import FACTOR_STARTS, ExpressionReader
+from polaris_jax.mathematics.symbols import listed
+from polaris_jax.mathematics.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
 
 MAX_TOKENS = 4000
 _ITEM_ENDS = frozenset(["sep", "close", "rel", "row", "eof"])

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from polaris_jax.rewards.symbols import listed
+from polaris_jax.mathematics.symbols import listed
 
 _F = Fraction
 _TABLE: dict[str, tuple[str, Fraction]] = {}

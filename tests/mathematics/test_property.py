@@ -8,8 +8,7 @@ from fractions import Fraction
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from polaris_jax.rewards.equivalence import judge
-from polaris_jax.rewards.verdict import Reason
+from polaris_jax.mathematics import Comparison, judge
 
 AT = {"x": 1.37, "y": 0.71, "n": 2.9}
 
@@ -136,7 +135,7 @@ def test_two_forms_of_one_value_are_equal(tree, seed):
     assume(usable(tree))
     rng = random.Random(seed)
     gold, box = written(tree, rng), written(tree, rng)
-    assert judge(box, [gold]) is Reason.EQUAL, (gold, box)
+    assert judge(box, [gold]) is Comparison.EQUAL, (gold, box)
 
 
 @SETTINGS
@@ -147,7 +146,7 @@ def test_a_changed_value_is_not_equal(tree, seed):
     assume(other is not None and usable(tree) and usable(other))
     assume(abs(value(tree) - value(other)) > 1e-9 * abs(value(tree)))
     gold, box = written(tree, rng), written(other, rng)
-    assert judge(box, [gold]) is not Reason.EQUAL, (gold, box)
+    assert judge(box, [gold]) is not Comparison.EQUAL, (gold, box)
 
 
 @SETTINGS
@@ -156,7 +155,7 @@ def test_a_fraction_equals_its_decimal_only_if_that_is_exact(top, bottom, places
     fraction = Fraction(top, bottom)
     decimal = f"{top / bottom:.{places}f}"
     expected = Fraction(decimal) == fraction
-    assert (judge(decimal, [f"\\frac{{{top}}}{{{bottom}}}"]) is Reason.EQUAL) == expected
+    assert (judge(decimal, [f"\\frac{{{top}}}{{{bottom}}}"]) is Comparison.EQUAL) == expected
 
 
 @SETTINGS
@@ -166,6 +165,6 @@ def test_lists_are_equal_in_any_order_and_only_whole(items, seed):
     gold = ",".join(map(str, items))
     shuffled = rng.sample(items, len(items))
     form = rng.choice(["{}", "\\{{{}\\}}", "\\left\\{{{}\\right\\}}", "x={}"])
-    assert judge(form.format(", ".join(map(str, shuffled))), [gold]) is Reason.EQUAL
-    assert judge(form.format(", ".join(map(str, shuffled[1:]))), [gold]) is not Reason.EQUAL
-    assert judge(f"({gold})", [gold]) is not Reason.EQUAL
+    assert judge(form.format(", ".join(map(str, shuffled))), [gold]) is Comparison.EQUAL
+    assert judge(form.format(", ".join(map(str, shuffled[1:]))), [gold]) is not Comparison.EQUAL
+    assert judge(f"({gold})", [gold]) is not Comparison.EQUAL

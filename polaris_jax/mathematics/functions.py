@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from mpmath import libmp, mp, mpc, mpf
 
-from polaris_jax.rewards.arithmetic import (
+from polaris_jax.mathematics.arithmetic import (
     NotANumber,
     TooLarge,
     Value,
@@ -20,7 +20,7 @@ from polaris_jax.rewards.arithmetic import (
     settled,
     without_noise,
 )
-from polaris_jax.rewards.symbols import listed
+from polaris_jax.mathematics.symbols import listed
 
 MAX_FACTORIAL = 10_000
 

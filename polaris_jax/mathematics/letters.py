@@ -2,8 +2,8 @@
 
 import itertools
 
-from polaris_jax.rewards import symbols
-from polaris_jax.rewards.units import is_unit_word
+from polaris_jax.mathematics import symbols
+from polaris_jax.mathematics.units import is_unit_word
 
 
 def letter_tokens(run: str, after_number: bool) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from polaris_jax.rewards import nodes as n
+from polaris_jax.mathematics import nodes as n
 
 
 def multiplied_out(node: n.Node) -> n.Node:

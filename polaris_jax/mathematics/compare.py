@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards import relations
-from polaris_jax.rewards.arithmetic import NotANumber, TooLarge
-from polaris_jax.rewards.intervals import INEQUALITIES, NoRealSet, infinity, real_set, same_set, variable
-from polaris_jax.rewards.matrices import as_column, multiplied_out
-from polaris_jax.rewards.numeric import same_value
-from polaris_jax.rewards.units import factor_between
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics import relations
+from polaris_jax.mathematics.arithmetic import NotANumber, TooLarge
+from polaris_jax.mathematics.intervals import INEQUALITIES, NoRealSet, infinity, real_set, same_set, variable
+from polaris_jax.mathematics.matrices import as_column, multiplied_out
+from polaris_jax.mathematics.numeric import same_value
+from polaris_jax.mathematics.units import factor_between
 
 MAX_ITEMS = 400
 _BRACKETS = frozenset(["(", "[", "<"])

@@ -11,9 +11,9 @@ from typing import Any
 
 from mpmath import mp, mpf
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.arithmetic import NeedsPrecision, NotANumber, TooLarge, Value, inexact
-from polaris_jax.rewards.evaluate import Env, evaluate
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.arithmetic import NeedsPrecision, NotANumber, TooLarge, Value, inexact
+from polaris_jax.mathematics.evaluate import Env, evaluate
 
 LOW_DPS, HIGH_DPS, MAX_DPS = 40, 120, 2000
 _PIECEWISE = frozenset(["floor", "ceil", "abs", "max", "min", "mod", "gcd", "lcm", "round"])

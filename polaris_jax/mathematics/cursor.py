@@ -1,6 +1,6 @@
 """A position in a list of tokens."""
 
-from polaris_jax.rewards.tokens import Token, Unreadable
+from polaris_jax.mathematics.tokens import Token, Unreadable
 
 END = Token("eof", "")
 

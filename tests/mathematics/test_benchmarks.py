@@ -6,9 +6,8 @@ from importlib.resources import files
 import pandas as pd
 import pytest
 
+from polaris_jax.mathematics import Comparison, judge
 from polaris_jax.rewards.answers import alternatives
-from polaris_jax.rewards.equivalence import judge
-from polaris_jax.rewards.verdict import Reason
 
 BENCHMARKS = ("aime24", "aime25", "amc23", "minerva", "olympiad")
 # Ground truths that do not verify against themselves, with the reason; none is known.
@@ -24,7 +23,7 @@ def truths(benchmark):
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_each_ground_truth_equals_itself(benchmark):
     failing = {
-        truth for golds in truths(benchmark) for truth in golds if judge(truth.strip(), golds) is not Reason.EQUAL
+        truth for golds in truths(benchmark) for truth in golds if judge(truth.strip(), golds) is not Comparison.EQUAL
     }
     assert failing == set(KNOWN_FAILURES) & failing
 
@@ -38,6 +37,6 @@ def test_a_changed_number_makes_it_wrong(benchmark):
     wrong = [
         (other, golds)
         for golds in truths(benchmark)
-        if len(golds) == 1 and (other := changed(golds[0])) and judge(other, golds) is Reason.EQUAL
+        if len(golds) == 1 and (other := changed(golds[0])) and judge(other, golds) is Comparison.EQUAL
     ]
     assert not wrong

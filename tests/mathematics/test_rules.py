@@ -5,13 +5,13 @@ from fractions import Fraction
 import pytest
 from mpmath import mp
 
-from polaris_jax.rewards import intervals, letters, relations, units, words
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.arithmetic import NeedsPrecision, NotANumber, TooLarge, add, inexact, power
-from polaris_jax.rewards.evaluate import Env, evaluate
-from polaris_jax.rewards.numeric import proportion, same_value
-from polaris_jax.rewards.reader import Reading, read
-from polaris_jax.rewards.tokens import MAX_DEPTH, Unreadable, tokenize
+from polaris_jax.mathematics import intervals, letters, relations, units, words
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.arithmetic import NeedsPrecision, NotANumber, TooLarge, add, inexact, power
+from polaris_jax.mathematics.evaluate import Env, evaluate
+from polaris_jax.mathematics.numeric import proportion, same_value
+from polaris_jax.mathematics.reader import Reading, read
+from polaris_jax.mathematics.tokens import MAX_DEPTH, Unreadable, tokenize
 
 
 def value(text):

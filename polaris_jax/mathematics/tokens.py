@@ -9,9 +9,9 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from polaris_jax.rewards import symbols
-from polaris_jax.rewards.letters import letter_tokens, upright_tokens
-from polaris_jax.rewards.units import is_unit_text
+from polaris_jax.mathematics import symbols
+from polaris_jax.mathematics.letters import letter_tokens, upright_tokens
+from polaris_jax.mathematics.units import is_unit_text
 
 
 class Unreadable(Exception):

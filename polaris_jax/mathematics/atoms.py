@@ -3,8 +3,8 @@
 import re
 from fractions import Fraction
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.tokens import Unreadable
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.tokens import Unreadable
 
 MAX_DIGITS = 4000
 MAX_TEN_POWER = 10_000

@@ -1,9 +1,9 @@
 r"""Reads sums, products, powers and what follows a factor; `Reader` adds lists, relations and units."""
 
-from polaris_jax.rewards import nodes as n
-from polaris_jax.rewards.atoms import in_base, is_proper, is_set, negated, number, primed
-from polaris_jax.rewards.primaries import PrimaryReader
-from polaris_jax.rewards.tokens import MAX_DEPTH, Unreadable
+from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics.atoms import in_base, is_proper, is_set, negated, number, primed
+from polaris_jax.mathematics.primaries import PrimaryReader
+from polaris_jax.mathematics.tokens import MAX_DEPTH, Unreadable
 
 FACTOR_STARTS = frozenset(["num", "sym", "const", "func", "cmd", "open", "accent", "prefix", "begin", "currency"])
 _MARKS = frozenset(["deg", "'", "+", "-", "*"])  # superscripts that are no exponents
