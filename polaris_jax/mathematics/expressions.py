@@ -72,7 +72,7 @@ class ExpressionReader(PrimaryReader):
             return False
         if token.kind == "bar":
             return not self.bars and not self.head and self.closing_bar_ahead()
-        if token.kind not in FACTOR_STARTS or token.text == "pmod":
+        if token.kind not in FACTOR_STARTS or token.kind == "currency" or token.text == "pmod":
             return False
         return not (self.unit_ahead() or self.aside_ahead())
 

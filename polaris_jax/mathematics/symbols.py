@@ -27,8 +27,11 @@ CHARACTERS = str.maketrans(
     | dict.fromkeys("×⋅·∙•∗", "*")
     | dict.fromkeys("“”„", '"')
     | dict.fromkeys("’‘′", "'")
-    | dict.fromkeys("€£¥₹", "\\$")
+    | dict.fromkeys("₹₽₩₺₫", "\\money ")
     | {
+        "€": "\\euro ",
+        "£": "\\pounds ",
+        "¥": "\\yen ",
         "⁻": "^{-}",
         "÷": "/",
         "∕": "/",
@@ -100,6 +103,9 @@ MARKS = {
     ":=": ("rel", "="),
     "!=": ("rel", "!="),
     "...": ("sym", "…"),
+    "+/-": ("op", "pm"),
+    "-/+": ("op", "mp"),
+    "+-": ("op", "pm"),
     "+": ("op", "+"),
     "-": ("op", "-"),
     "*": ("op", "*"),
@@ -191,7 +197,8 @@ COMMANDS = (
     | {"lfloor": ("open", "floor"), "rfloor": ("close", "floor"), "lceil": ("open", "ceil"), "rceil": ("close", "ceil")}
     | {"lvert": ("bar", "|"), "rvert": ("bar", "|"), "vert": ("bar", "|"), "|": ("bar", "|"), "Vert": ("bar", "|")}
     | {"lVert": ("bar", "|"), "rVert": ("bar", "|"), "mid": ("mid", "|"), "colon": ("colon", ":"), "&": ("sep", "and")}
-    | {"euro": ("currency", "$"), "pounds": ("currency", "$"), "yen": ("currency", "$"), "dollar": ("currency", "$")}
+    | {"euro": ("currency", "EUR"), "pounds": ("currency", "GBP"), "yen": ("currency", "JPY")}
+    | {"dollar": ("currency", "$"), "money": ("currency", "money")}
 )
 
 IGNORED = frozenset(
