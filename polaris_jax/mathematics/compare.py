@@ -202,6 +202,10 @@ def _same_sequence(gold: n.Node, box: n.Node) -> bool:
         return len(gold.rows) == len(box.rows) and all(map(_pairwise, gold.rows, box.rows))
     if _is_list(gold) and _is_list(box):
         return _same_lists(gold, box)
+    if isinstance(gold, n.Seq) and isinstance(box, n.Seq) and (gold.left, gold.right) == (box.left, box.right):
+        same = progressions.same_progression(gold.items, box.items)
+        if same is not None:
+            return same
     if brackets(gold) is None or brackets(gold) != brackets(box):
         return False
     return _pairwise(components(gold), components(box))
@@ -234,6 +238,9 @@ _RULES: list[tuple[tuple[type, ...], Callable[[n.Node, n.Node], bool]]] = [
 def _same_relation_or_side(gold: n.Node, box: n.Node) -> bool:
     if isinstance(gold, n.Relation) and isinstance(box, n.Relation):
         return _same_relation(gold, box)
+    member = relations.member_of(gold) or relations.member_of(box)
+    if member:
+        return same_item(member, box) if isinstance(gold, n.Relation) else same_item(gold, member)
     if isinstance(gold, n.Relation):
         pair = relations.assigned(gold) or _chained(gold)
         return bool(pair) and same_answer(pair[1], box)
@@ -248,7 +255,8 @@ def _chained(gold: n.Relation) -> tuple[n.Node, n.Node] | None:
     if not relations.is_equation(gold) or len(gold.sides) < 3 or not relations.is_named(gold.sides[0]):
         return None
     value = gold.sides[-1]
-    return (gold.sides[0], value) if all(same_item(side, value) for side in gold.sides[1:-1]) else None
+    between = (side for side in gold.sides[1:-1] if relations.is_variable(side) or not relations.is_named(side))
+    return (gold.sides[0], value) if all(same_item(side, value) for side in between) else None
 
 
 def _same_relation(gold: n.Relation, box: n.Relation) -> bool:

@@ -239,7 +239,8 @@ class ExpressionReader(PrimaryReader):
 
     def single_argument(self) -> bool:
         inner, close = self.peek(1), self.peek(2)
-        return (inner.kind in ("sym", "num") and close.text == ")") or self.comma_inside()
+        event = self.tokens[self.at - 1].text == "P" and inner.kind == "sym" and close.kind == "rel"
+        return event or (inner.kind in ("sym", "num") and close.text == ")") or self.comma_inside()
 
     def comma_inside(self) -> bool:
         depth, at = 0, self.at

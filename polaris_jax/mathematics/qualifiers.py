@@ -66,6 +66,16 @@ def _domain(match: re.Match) -> str:
     return _DOMAINS.get(re.sub(r"non[-\s]", "non", re.sub(r"s$", "", " ".join(words.split()))), "")
 
 
+def is_about(body: n.Node, name: str) -> bool:
+    """Whether the answer is a condition on this name, as in n > 3, so that the name is no parameter."""
+    return any(
+        n.Sym(name) in part.sides[: 1 if part.ops == ("=",) else None]
+        and not any(isinstance(side, n.Sym) and side.name != name for side in part.sides)
+        for part in n.walk(body)
+        if isinstance(part, n.Relation)
+    )
+
+
 def from_builder(node: n.Node) -> n.Node:
     r"""\{x \mid x = k\pi, k \in Z\} and \{k\pi \mid k \in Z\} as x = k\pi, k \in Z; any other tree as it is."""
     if not isinstance(node, n.Builder):
@@ -85,7 +95,7 @@ def from_builder(node: n.Node) -> n.Node:
 def _is_membership(node: n.Node) -> bool:
     if not isinstance(node, n.Relation) or node.ops != ("in",):
         return False
-    return isinstance(node.sides[0], n.Sym) and node.sides[1] in (n.Const("Z"), n.Const("N"))
+    return isinstance(node.sides[0], n.Sym) and getattr(node.sides[1], "name", "") in ("Z", "N")
 
 
 def _is_value_of(node: n.Node, head: n.Node) -> bool:

@@ -53,7 +53,8 @@ def _qualified(text: str, names: tuple[str, ...], domain: str, reading: Reading)
         body = qualifiers.from_builder(_parsed(_tokens(trim(text), reading), reading))
     except (Unreadable, ZeroDivisionError):
         return None
-    return n.Qualified(body, names, domain) if set(names) <= n.free_symbols(body) else None
+    parameters = set(names) <= n.free_symbols(body) and not any(qualifiers.is_about(body, name) for name in names)
+    return n.Qualified(body, names, domain) if parameters else None
 
 
 def _parsed(tokens: list[Token], reading: Reading) -> n.Node:

@@ -44,6 +44,8 @@ def is_named(node: n.Node) -> bool:
         return all(map(is_asked, node.parts))
     if not isinstance(node, n.Call):
         return False
+    if node.name == "pow":
+        return isinstance(node.args[0], n.Call) and node.args[0].name in _OF_ANGLES and is_named(node.args[0])
     if node.name == "mul":
         return _is_segment(node) or (node.args[0] == n.Sym("m") and _is_angle(node.args[1]))
     if node.name == "div":
@@ -72,6 +74,19 @@ def assigned(node: n.Relation) -> tuple[n.Node, n.Node] | None:
     if is_variable(left) or (is_named(left) and not _is_about(right, left)):
         return left, right
     return (right, left) if isinstance(right, n.Sym) and is_variable(right) and not n.free_symbols(left) else None
+
+
+def member_of(node: n.Node) -> n.Node | None:
+    """The set that x in (a, b) or a < x < b says that a variable is in, or None for anything else."""
+    if not isinstance(node, n.Relation):
+        return None
+    if node.ops == ("in",):
+        return node.sides[1] if is_variable(node.sides[0]) else None
+    node = ascending(node)
+    if len(node.ops) != 2 or not set(node.ops) <= {"<", "<="} or not isinstance(node.sides[1], n.Sym):
+        return None
+    left, right = ("[" if node.ops[0] == "<=" else "("), ("]" if node.ops[1] == "<=" else ")")
+    return n.Seq((node.sides[0], node.sides[2]), left, right)
 
 
 def _is_about(value: n.Node, name: n.Node) -> bool:
@@ -117,6 +132,8 @@ def renamed(name: n.Node, value: n.Node, like: n.Node) -> n.Node | None:
         return None
     if len(name.args) != len(like.args) or not all(isinstance(arg, n.Sym) for arg in name.args + like.args):
         return None
+    if any(old != new and (old.name[:1].isupper() or new.name[:1].isupper()) for old, new in zip(name.args, like.args)):
+        return None  # events and points, unlike arguments
     names = {old.name: new for old, new in zip(name.args, like.args, strict=True)}
     captured = {new.name for new in like.args} - names.keys()
     return None if captured & n.free_symbols(value) else n.substitute(value, names)

@@ -5,11 +5,11 @@ import re
 from polaris_jax.mathematics import symbols
 
 _BACKSLASHES = re.compile(r"\\+")
-_AFTER_TWO = re.compile(r"(?<!\\)\\\\([A-Za-z]+|[{}%$])")
+_AFTER_TWO = re.compile(r"(?<!\\)\\\\([A-Za-z]+|[{}%$,;!:])")
 _KNOWN = symbols.COMMANDS.keys() | symbols.IGNORED | symbols.FONTS | symbols.TEXTS | frozenset(["begin", "mathbb"])
 _NAME = r"(?:[A-Za-z]|\\[a-z]+ ?)(?:_\{?\w+\}?|'|\([A-Za-z]\))*"
 _GLUED_WORD = re.compile(
-    rf"(?:(?<=[0-9)}}\]])|(?<=(?<![A-Za-z\\])[a-eg-zA-Z]))(or|and)(?={_NAME}\s*(?:[=<>]|\\[lg]e|\\in(?![a-z])))"
+    rf"(?:(?<=[0-9)}}\],;])|(?<=(?<![A-Za-z\\])[a-eg-zA-Z]))(or|and)(?={_NAME}\s*(?:[=<>]|\\(?:[lg]e|ne)|\\in(?![a-z])))"
 )
 _SQUARE_METRES = re.compile(r"(?<=[0-9])\s?m([²³])")
 _GLUED_COMMANDS = sorted(
@@ -30,6 +30,8 @@ def with_lost_spaces(text: str) -> str:
     """The text with spaces around the word in x=1orx=2, and with m² behind a number as the unit that it is."""
     if "²" in text or "³" in text:
         text = _SQUARE_METRES.sub(lambda match: f"\\text{{ m^{2 if match.group(1) == '²' else 3}}}", text)
+    if "quad" in text:
+        text = re.sub(r"\\(q?quad)(or|and)(?=[A-Za-z\\])", r"\\\1 \2 ", text)
     return _GLUED_WORD.sub(r" \1 ", text)
 
 

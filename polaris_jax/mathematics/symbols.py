@@ -29,6 +29,7 @@ CHARACTERS = str.maketrans(
     | dict.fromkeys("’‘′", "'")
     | dict.fromkeys("₹₽₩₺₫", "\\money ")
     | {
+        "¢": "\\text{ cents}",
         "€": "\\euro ",
         "£": "\\pounds ",
         "¥": "\\yen ",
@@ -152,7 +153,10 @@ COMMANDS = (
     | {name: ("cmd", "frac") for name in ("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac")}
     | {name: ("cmd", "binom") for name in ("dbinom", "tbinom")}
     | {name: ("accent", "") for name in ("vec", "overrightarrow", "overleftrightarrow", "widehat", "boxed", "fbox")}
-    | {name: ("accent", name) for name in ("overline", "bar", "hat", "tilde", "dot", "ddot", "widetilde")}
+    | {
+        name: ("accent", name)
+        for name in ("overline", "bar", "hat", "tilde", "overparen", "wideparen", "dot", "ddot", "widetilde")
+    }
     | {"underline": ("accent", "")}
     | {name: ("rel", "<=") for name in ("le", "leq", "leqslant", "leqq")}
     | {name: ("rel", ">=") for name in ("ge", "geq", "geqslant", "geqq")}

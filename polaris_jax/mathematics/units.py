@@ -54,7 +54,7 @@ _define("fahrenheit", fahrenheit=(_F(1), "degF"))
 
 _OTHER_WORDS = frozenset(
     listed(
-        "unit units square cubic squared cubed sq cu mph kph pound pounds lb lbs ounce ounces oz point points "
+        "unit units square cubic squared cubed sq cu mph kph kmh pound pounds lb lbs ounce ounces oz point points "
         "people persons person students student children boys girls men women ways way times digits coins "
         "cards books apples oranges balls marbles pieces items cubes squares triangles games hours votes "
         "tickets rupees pesos francs cups gallons gallon newtons newton joules joule watts watt volts volt "
