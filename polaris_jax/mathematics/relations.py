@@ -132,7 +132,8 @@ def renamed(name: n.Node, value: n.Node, like: n.Node) -> n.Node | None:
         return None
     if len(name.args) != len(like.args) or not all(isinstance(arg, n.Sym) for arg in name.args + like.args):
         return None
-    if any(old != new and (old.name[:1].isupper() or new.name[:1].isupper()) for old, new in zip(name.args, like.args)):
+    changed = [arg for arg in name.args + like.args if arg not in name.args or arg not in like.args]
+    if any(arg.name[:1].isupper() for arg in changed):
         return None  # events and points, unlike arguments
     names = {old.name: new for old, new in zip(name.args, like.args, strict=True)}
     captured = {new.name for new in like.args} - names.keys()
