@@ -1,5 +1,6 @@
 """What rows mean, which are left out, and what a user reads when a file is no use."""
 
+import codecs
 import json
 import logging
 
@@ -236,6 +237,31 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="the directory holds no file that ends in"):
         load_problems(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("layout", ["array", "lines"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        codecs.BOM_UTF8,
+        b"\n" * 200,
+        b" \t\r\n",
+        codecs.BOM_UTF8 + b" " * 100 + b"\n",
+        codecs.BOM_UTF16_LE,
+        codecs.BOM_UTF16_BE,
+    ],
+)
+def test_what_stands_before_json_is_no_matter(tmp_path, layout, before):
+    rows = [{"problem": f"Größe {i}", "answer": str(i)} for i in range(3)]
+    text = json.dumps(rows, ensure_ascii=False, indent=1) if layout == "array" else "\n".join(map(json.dumps, rows))
+    encoding = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(before, "utf-8")
+    for name in ("a.json", "a.jsonl")[: 1 if layout == "array" else 2]:
+        (tmp_path / name).write_bytes(before + text.encode(encoding))
+        assert [problem.question for problem in load_problems(tmp_path / name, suffix="")] == [
+            "Größe 0",
+            "Größe 1",
+            "Größe 2",
+        ]
 
 
 def test_ids_are_the_same_in_every_run():
