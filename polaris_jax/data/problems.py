@@ -22,6 +22,7 @@ SUFFIX = r"Let's think step by step and output the final answer within \boxed{}.
 BENCHMARKS = ("aime24", "aime25", "amc23", "minerva", "olympiad")
 QUESTION_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "answers", "solutions", "ground_truth")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message
 ROLES = ("system", "user", "assistant", "tool")
 
 _CHAT_MARKS = re.compile(r"^\s*<｜User｜>|<｜Assistant｜>\s*(<think>)?\s*$")  # AReaL-boba's questions wear a template
@@ -71,8 +72,8 @@ def chat_rows(source: str | Path, *, skipped: list[str] | None = None) -> list[l
     """The conversations of a dataset with `messages`: lists of {role, content}, to learn the assistant's turns from.
 
     source, skipped and errors are as for `load_problems`. A row is skipped unless it has messages whose role is system,
-    user, assistant or tool and whose content is a text, the last one the assistant's. A message's `reasoning_content`
-    is kept where it is a text.
+    user, assistant or tool and whose content is a text, the last one the assistant's. A message's thoughts, under
+    `reasoning_content`, `reasoning` or `thinking`, are kept as `reasoning_content` where they are a text.
     """
     return [messages for _, messages in collect(source, parse_chat, skipped=skipped)]
 
@@ -133,8 +134,9 @@ def _message(message: Any, number: int) -> dict[str, str]:
     if message["role"] == "assistant" and not content.strip():
         raise RowError(f"message {number}, the assistant's, is empty")
     checked = {"role": message["role"], "content": content}
-    if isinstance(message.get("reasoning_content"), str):
-        checked["reasoning_content"] = checked_text(message["reasoning_content"], f"reasoning of message {number}")
+    thoughts = next((message[key] for key in THOUGHTS if isinstance(message.get(key), str)), None)
+    if thoughts is not None:
+        checked["reasoning_content"] = checked_text(thoughts, f"reasoning of message {number}")
     return checked
 
 

@@ -283,6 +283,8 @@ def test_chats_are_checked(tmp_path):
         tmp_path / "sft.jsonl",
         [
             {"messages": [USER, ASSISTANT | {"reasoning_content": "r", "tool_calls": None}]},
+            {"messages": [USER, ASSISTANT | {"reasoning": "r"}]},
+            {"messages": [USER, ASSISTANT | {"reasoning_content": None, "thinking": "r"}]},
             {"messages": []},
             {"messages": [USER]},
             {"messages": [USER, {"role": "assistant", "content": ""}]},
@@ -293,12 +295,12 @@ def test_chats_are_checked(tmp_path):
         ],
     )
     skipped = []
-    assert chat_rows(path, skipped=skipped) == [[USER, ASSISTANT | {"reasoning_content": "r"}], [ASSISTANT]]
+    assert chat_rows(path, skipped=skipped) == [[USER, ASSISTANT | {"reasoning_content": "r"}]] * 3 + [[ASSISTANT]]
     assert skipped == [
-        "sft.jsonl line 2: messages is empty or no list",
-        "sft.jsonl line 3: the last message is the user's, expected the assistant's",
-        "sft.jsonl line 4: message 2, the assistant's, is empty",
-        "sft.jsonl line 5: message 1 has the role 'robot', expected one of system, user, assistant, tool",
-        "sft.jsonl line 6: content of message 1 is a NoneType, expected a text",
-        "sft.jsonl line 7: no messages; found the columns text, expected `messages`",
+        "sft.jsonl line 4: messages is empty or no list",
+        "sft.jsonl line 5: the last message is the user's, expected the assistant's",
+        "sft.jsonl line 6: message 2, the assistant's, is empty",
+        "sft.jsonl line 7: message 1 has the role 'robot', expected one of system, user, assistant, tool",
+        "sft.jsonl line 8: content of message 1 is a NoneType, expected a text",
+        "sft.jsonl line 9: no messages; found the columns text, expected `messages`",
     ]
