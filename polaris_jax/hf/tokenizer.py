@@ -32,6 +32,7 @@ def load_tokenizer(source: str | Path, *, vocab_size: int | None = None) -> PreT
         )
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for malformed files
         if (path := directory / "config.json").is_file():  # which transformers reads, too, and says less of
+            eos_ids(read_json(path), path)
             config_from_hf(read_json(path), path)
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
     check_tokenizer(tokenizer, directory, vocab_size=vocab_size)
@@ -75,10 +76,10 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
     said = "Yes, 7."
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
     try:
-        behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(said)[2]
+        _, written, behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(said)
     except Exception:  # templates raise what they like; one without turns of the assistant is still good for sampling
-        behind = ""
-    if tokenizer.eos_token in behind:
+        written = behind = ""
+    if not written or tokenizer.eos_token in behind:
         return tokenizer.eos_token
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     there = [token for token in added | set(tokenizer.all_special_tokens) if token in behind]
@@ -96,7 +97,7 @@ def _beside(tokenizer: PreTrainedTokenizerBase, name: str) -> dict[str, Any]:
     return read_json(path) if tokenizer.name_or_path and path.is_file() else {}
 
 
-def eos_ids(config: dict[str, Any], name: str = "generation_config.json") -> list[int]:
+def eos_ids(config: dict[str, Any], name: str | Path = "generation_config.json") -> list[int]:
     """Its `eos_token_id`, which may be absent, a number or a list, as a list.
 
     Raises UserError, naming the file `name`, where it is anything else.
