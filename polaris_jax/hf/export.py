@@ -113,7 +113,7 @@ def _name_as_before(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     settings["tokenizer_class"] = "PreTrainedTokenizerFast" if name in (None, "TokenizersBackend") else name
     if isinstance(settings.get("extra_special_tokens"), list):  # a dict before, where this stops the loading
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    _write_json(path, settings)
+    write_json(path, settings)
 
 
 def _matched(params: Any, parameters: list[Leaf]) -> list[jax.Array]:

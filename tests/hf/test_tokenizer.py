@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from polaris_jax.training.start import save_model_files
 
 from polaris_jax import hf
 from polaris_jax.data import arithmetic
 from polaris_jax.errors import UserError
 from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.runs.start import save_model_files
 from tests.data.test_prompts import byte_tokenizer
 
 from .conftest import save_tokenizer
