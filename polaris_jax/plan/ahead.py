@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
+from polaris_jax.optim.optimizer import init_opt_state
 from polaris_jax.rl.gradients import make_accumulate, make_logprobs
 from polaris_jax.rl.packing import rows_of
 from polaris_jax.rl.update import make_apply
@@ -32,8 +33,7 @@ from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.programs import Rows
 from polaris_jax.rollout.sampling import Sampling
 from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
-from polaris_jax.training.optimizer import init_opt_state
-from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
 from polaris_jax.types import PackedBatch
 
 GPUS_OF_A_HOST = 8
@@ -102,7 +102,7 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     """What an update runs: see `lower_all`."""
     shardings = state_shardings(model, config, mesh)
     params = _params(model, shardings.params)
-    start = jax.eval_shape(lambda params: init_opt_state(params, config.optimizer, model.dtype), params)
+    start = jax.eval_shape(lambda params: init_opt_state(stage_optimizer(config), params, model.dtype), params)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = jax.tree.map(_laid, TrainState(step, params, start), shardings)
     accumulate, scalar = make_accumulate(model, config, mesh), jax.ShapeDtypeStruct((), jnp.float32)
@@ -115,8 +115,9 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
         lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
         if several or with_kl:
             lowered[f"forward/{length}"] = forward.lower(params, rows, scalar)
+    usable = jax.ShapeDtypeStruct((), jnp.bool_)
     totals = jax.tree.map(partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(params, *rest)[1])
-    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals)}
+    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals, usable)}
 
 
 def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:

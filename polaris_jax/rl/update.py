@@ -15,27 +15,30 @@ from ml_collections import ConfigDict
 from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.ops.attention import alone_in_rows
+from polaris_jax.optim.optimizer import apply_gradients
 from polaris_jax.rl.flops import matmul_peak, update_flops
 from polaris_jax.rl.gradients import divisor, learnt_slots, make_gradient, make_logprobs, put_rows
 from polaris_jax.sharding.rules import replicated, rows_sharding
-from polaris_jax.training.optimizer import adamw
-from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
 from polaris_jax.types import PackedBatch
 
 Update = Callable[[TrainState, list[PackedBatch], float], tuple[TrainState, dict[str, float]]]
 
 
 def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
-    """The jitted `apply(state, grads, totals) -> (state, metrics)`: one optimizer update; state is donated."""
-    total = config.training.steps * config.updates.minibatches * config.updates.epochs
-    shardings = state_shardings(model, config, mesh)
+    """The jitted `apply(state, grads, totals, usable) -> (state, metrics)`: one optimizer update; state is donated.
 
-    def apply(state: TrainState, grads: Any, totals: tuple[dict, dict]):
+    usable: bool, whether what the sampler recorded is finite.
+    """
+    optimizer, shardings = stage_optimizer(config), state_shardings(model, config, mesh)
+
+    def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], usable: jax.Array):
         sums, extremes = totals
         count = divisor(sums, config)
-        scale = jnp.where(jnp.isfinite(sums["loss"]), 1 / (count * state.opt_state.loss_scale), jnp.nan)
+        scale = 1 / (count * state.opt_state.loss_scale)
         grads = jax.tree.map(lambda g: g * scale, grads)
-        params, opt_state, metrics = adamw(state.params, grads, state.opt_state, config.optimizer, total)
+        usable = usable & jnp.isfinite(sums["loss"])
+        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, state.opt_state, usable)
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
         metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}
@@ -69,7 +72,8 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     ) -> tuple[TrainState, dict[str, float]]:
         start = time.perf_counter()
         temperature = np.float32(temperature)
-        recorded = all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches)
+        # What the sampler could not tell is not to be learnt: such an update is skipped and counted.
+        recorded = np.bool_(all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches))
         if alone and any(np.abs(batch.segment_ids).max() > 1 for batch in batches):
             raise ValueError("this mesh's attention kernel needs `pack(..., alone=True)`: a row has several")
         rows = [put_rows(batch, mesh) for batch in batches]
@@ -86,11 +90,8 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
                 if not part:
                     raise ValueError("a batch, or a mini-batch of it, has no token to learn from")
                 *chosen, counts = ([values[i] for i in part] for values in (rows, olds, references, slots))
-                scale = state.opt_state.loss_scale
-                if not recorded:  # what the sampler could not tell is not to be learnt: skipped and counted, too
-                    scale = scale * np.nan
-                grads, totals = gradient(state.params, *chosen, temperature, scale, counts)
-                state, metrics = apply(state, grads, totals)
+                grads, totals = gradient(state.params, *chosen, temperature, state.opt_state.loss_scale, counts)
+                state, metrics = apply(state, grads, totals, recorded)
                 history.append(metrics)
         state = state._replace(step=state.step + 1)
         metrics = _combine(jax.device_get(history))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
@@ -20,7 +21,6 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rl.gradients import make_gradient, make_logprobs, put_rows
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training.optimizer import global_norm
 from polaris_jax.types import PackedBatch
 
 NEWEST = 3  # batches that are kept
@@ -101,7 +101,7 @@ def find(kept: Kept, model: ModelConfig, params: Any) -> Iterator[Finding]:
                 if not alone.mask.any():
                     continue
                 grads, (sums, _) = gradient(params, [put_rows(alone, mesh)], [None], [None], temperature, scale)
-                loss, norm, place = float(sums["loss"]), float(global_norm(grads)), segments[0] == segment
+                loss, norm, place = float(sums["loss"]), float(optax.tree.norm(grads)), segments[0] == segment
                 learnt = row.mask[0][place] > 0
                 found = []
                 for what, values in (
