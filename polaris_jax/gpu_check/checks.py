@@ -14,7 +14,7 @@ from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.gpu_check import kernels
 from polaris_jax.gpu_check.sizes import SIZES, Size
-from polaris_jax.models.flops import matmul_peak
+from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.rl.losses import k3
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rollout import RolloutEngine, Sampling

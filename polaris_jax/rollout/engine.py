@@ -16,7 +16,7 @@ from polaris_jax import supervision
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
 from polaris_jax.rollout.kv_pages import PagePool, pages_for
-from polaris_jax.rollout.metrics import Call, Counters
+from polaris_jax.rollout.metrics import Counters, GenerateCall
 from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.pools import new_pool, page_bytes, pool_pages
 from polaris_jax.rollout.programs import Pages
@@ -80,7 +80,7 @@ class RolloutEngine:
         """
         # What there is to do: this process's groups, without what was sampled before an interruption.
         self._stop = multihost.SharedFlag()
-        call = Call(began=time.perf_counter(), traced=self._programs.traced)
+        call = GenerateCall(began=time.perf_counter(), traced=self._programs.traced)
         resumed, queue = _without_resumed(self._groups(prompts, samples, sampling, seed, limits), resumed)
         call.total = sum(len(responses) for responses, _ in queue)
 

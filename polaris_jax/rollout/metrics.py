@@ -31,7 +31,7 @@ class Counters:
 
 
 @dataclass
-class Call:
+class GenerateCall:
     """One call. began: when, in seconds of `perf_counter`. traced: programs, before it. weight_sync_s: what that took.
 
     finished, total: responses. longest: tokens of the longest response so far, finished or not.
@@ -50,7 +50,7 @@ class Call:
         self.finished += len(finished)
         self.longest = max([self.longest, *(len(r.tokens) for r in finished), *(s.produced for s in running)])
 
-    def of_all(self) -> Call:
+    def of_all(self) -> GenerateCall:
         """The same of all processes together, each of which calls it: counts are summed, seconds averaged."""
         everyone = multihost.gather([asdict(self.counters), self.finished, self.total, self.longest])
         counters, finished, total, longest = zip(*everyone, strict=True)
