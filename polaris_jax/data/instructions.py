@@ -52,10 +52,11 @@ def without_instructions(question: str) -> str:
 
     A text that is an instruction through and through gives "".
     """
-    before = None
-    while question != before:
-        before = question
-        question = _without_last(_without_first(question.strip())).strip()
+    question = question.strip()
+    for one_less in (_without_last, _without_first):
+        before = None
+        while question != before:
+            before, question = question, one_less(question).strip()
     return question
 
 
