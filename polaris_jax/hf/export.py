@@ -42,7 +42,8 @@ def save(
 
     params: the parameter tree, on one device or many; several processes call it together, and one writes. tokenizer:
     an object, or a directory whose files are copied. dtype: of the saved tensors: bfloat16, float16 or float32.
-    max_shard_bytes: files are cut before they pass this, though never within a tensor. generation_config: keys of generation_config.json, over those that come with the tokenizer.
+    max_shard_bytes: files are cut before they pass this, though never within a tensor. generation_config: keys of
+    generation_config.json, over those that come with the tokenizer.
 
     Tensors are cast, fetched and written one by one. The directory appears whole, under its name, or not at all.
     Raises UserError where the target holds something already (unless `overwrite`), for parameters that are not those
