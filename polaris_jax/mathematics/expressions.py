@@ -216,7 +216,7 @@ class ExpressionReader(PrimaryReader):
         start = self.at
         try:
             index = self.argument()
-            if isinstance(index, (n.Sym, n.Call)) and n.free_symbols(index):
+            if index == n.Const("i") or (isinstance(index, (n.Sym, n.Call)) and n.free_symbols(index)):
                 return index
         except Unreadable:
             pass

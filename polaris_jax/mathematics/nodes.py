@@ -256,6 +256,13 @@ def free_symbols(node: Node) -> frozenset[str]:
     return inner | {node.name + "()"} if isinstance(node, Apply) else inner
 
 
+def with_symbol(node: Node, name: str) -> Node:
+    """The node with the constant of this name, such as i, as a symbol: the index of a sum."""
+    if node == Const(name):
+        return Sym(name)
+    return rebuild(node, lambda part: with_symbol(part, name))
+
+
 def substitute(node: Node, names: dict[str, Node]) -> Node:
     """The node with symbols replaced."""
     if isinstance(node, Sym):

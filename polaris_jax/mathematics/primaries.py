@@ -142,7 +142,8 @@ class PrimaryReader(CalculusReader):
         high = self.argument() if self.is_op("^") and self.next() else None
         if start is None or (high is None and not self.reading.calculus):
             raise Unreadable(f"{kind} without bounds")
-        return n.Fold(kind, *self.bounds_of_fold(start, high), self.term())
+        variable, low, high = self.bounds_of_fold(start, high)
+        return n.Fold(kind, variable, low, high, n.with_symbol(self.term(), variable))
 
     def function(self, name: str) -> n.Node:
         if self.token.text == "=":  # \\max = 5

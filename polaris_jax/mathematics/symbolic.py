@@ -10,6 +10,7 @@ from collections.abc import Callable
 import sympy
 
 from polaris_jax.mathematics import nodes as n
+from polaris_jax.mathematics import relations
 from polaris_jax.mathematics.compare import same_answer
 from polaris_jax.mathematics.sympy_trees import Undecided, from_sympy, to_sympy
 from polaris_jax.mathematics.undecided import asks_for_sympy, unknown
@@ -28,10 +29,18 @@ def same_by_sympy(gold: n.Node, box: n.Node) -> bool:
     """
     if _is_indefinite(gold) or _is_indefinite(box):
         return _same_antiderivative(gold, box)
-    gold, box = resolved(gold), resolved(box)
+    gold, box = _answered(gold), _answered(box)
     if same_answer(gold, box):
         return True
     return any(same_answer(solutions, box) for solutions in _solutions(gold, box))
+
+
+def _answered(node: n.Node) -> n.Node:
+    r"""The tree resolved; of \int_0^1 x^2 dx = \frac13 the last side, where the others are the same."""
+    done = resolved(node)
+    if done == node or not relations.is_equation(node) or not asks_for_sympy(node.sides[0]):
+        return done
+    return done.sides[-1] if all(same_answer(done.sides[-1], side) for side in done.sides[:-1]) else done
 
 
 def resolved(node: n.Node) -> n.Node:
@@ -101,13 +110,15 @@ def _members(node: n.Builder) -> n.Node:
     """The set that a condition describes, as intervals or as its members."""
     head, several = node.head, isinstance(node.condition, n.Seq) and not node.condition.left
     conditions = node.condition.items if several else (node.condition,)
+    alternatives = [(one,) for one in conditions] if several and node.condition.separator == "or" else [conditions]
     if isinstance(head, n.Relation):
-        conditions, head = (head, *conditions), head.sides[0]
+        alternatives, head = [(head, *together) for together in alternatives], head.sides[0]
+    conditions = [one for together in alternatives for one in together]
     names = frozenset.union(*map(n.free_symbols, conditions))
     if len(names) != 1 or not all(isinstance(condition, n.Relation) for condition in conditions):
         raise Undecided
     (name,) = names
-    values = _from_conditions(conditions, name)
+    values = sympy.Union(*(_from_conditions(together, name) for together in alternatives))
     if head == n.Sym(name):
         return from_sympy(values)
     if n.free_symbols(head) != names or not isinstance(values, sympy.FiniteSet) or len(values) > MAX_MEMBERS:
@@ -119,10 +130,9 @@ def _from_conditions(conditions: tuple[n.Node, ...], name: str) -> sympy.Set:
     variable = sympy.Symbol(name, real=True)
     values, integers = sympy.S.Reals, False
     for condition in conditions:
-        if condition.ops == ("in",) and condition.sides[0] == n.Sym(name) and isinstance(condition.sides[1], n.Const):
-            domain = condition.sides[1].name
-            integers |= domain in ("Z", "N")
-            values = values.intersect(_DOMAINS[domain])
+        if condition.ops == ("in",) and condition.sides[0] == n.Sym(name):
+            integers |= condition.sides[1] in (n.Const("Z"), n.Const("N"))
+            values = values.intersect(_domain(condition.sides[1]))
             continue
         sides = [to_sympy(side, {name: variable}) for side in condition.sides]
         for left, op, right in zip(sides, condition.ops, sides[1:], strict=False):
@@ -133,6 +143,18 @@ def _from_conditions(conditions: tuple[n.Node, ...], name: str) -> sympy.Set:
     if 0 in whole and any(isinstance(one, n.Relation) and one.sides[-1] == n.Const("N") for one in conditions):
         raise Undecided  # some count 0 among the natural numbers, some do not
     return whole
+
+
+def _domain(node: n.Node) -> sympy.Set:
+    """A named set, {1, 2, 3} or an interval."""
+    match node:
+        case n.Const(name) if name in _DOMAINS:
+            return _DOMAINS[name]
+        case n.Seq(items, "set", _):
+            return sympy.FiniteSet(*(to_sympy(item, {}) for item in items))
+        case n.Seq((low, high), "(" | "[" as left, ")" | "]" as right):
+            return sympy.Interval(to_sympy(low, {}), to_sympy(high, {}), left == "(", right == ")")
+    raise Undecided
 
 
 def _integers_in(values: sympy.Set) -> sympy.Set:

@@ -147,7 +147,10 @@ _ASCII_FUNCTIONS = {
 }
 
 COMMANDS = (
-    {name: ("sym", name) for name in [*GREEK, "Pi", "ell", "hbar", "mho", "partial", "nabla", "odot", "aleph", "star"]}
+    {
+        name: ("sym", name)
+        for name in [*GREEK, "Pi", "ell", "hbar", "mho", "partial", "nabla", "odot", "aleph", "star", "top"]
+    }
     | {name: ("func", name) for name in FUNCTIONS}
     | {name: ("cmd", name) for name in ("frac", "binom", "sqrt", "sum", "prod", "pmod", "int", "lim")}
     | {name: ("cmd", "frac") for name in ("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac")}

@@ -13,6 +13,7 @@ from polaris_jax.mathematics.symbols import listed
 MAX_POWER_BITS = 100_000  # of a power of numbers, which sympy computes as soon as it is written down
 MAX_ARGUMENT = 2_000  # of a factorial or binomial coefficient
 MAX_ENTRIES = 400  # of a matrix
+MAX_SYMBOLIC_ROWS = 4  # of a matrix to the power of n
 INTEGER_LETTERS = frozenset("ijklmnpqrKLMN")
 Names = dict[str, sympy.Symbol]
 
@@ -94,6 +95,8 @@ def _of_matrices(name: str, args: list[sympy.Basic]) -> sympy.Basic:
     if name == "pow" and isinstance(first, sympy.MatrixBase) and second in _TRANSPOSES:
         return first.T
     if name == "pow" and square and isinstance(second, sympy.Integer) and abs(second) <= MAX_ARGUMENT:
+        return first**second
+    if name == "pow" and square and isinstance(second, sympy.Symbol) and first.rows <= MAX_SYMBOLIC_ROWS:
         return first**second
     raise Undecided
 
