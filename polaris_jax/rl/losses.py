@@ -10,7 +10,7 @@ count. `rows` is a `PackedBatch`; `algorithm` is the section of that name of the
     Dr. GRPO  2503.20783        grpo    mean       constant     equal below and above
     GSPO      2507.18071        gspo    group      sequence     (3e-4, 4e-4)
     CISPO     2506.13585        cispo   group      token        (1.0, ...): no lower bound
-    RLOO      2402.14740        grpo    rloo       sequence
+    RLOO      2402.14740        grpo    rloo       constant     the paper's updates are on-policy: no ratio is clipped
 """
 
 from __future__ import annotations
