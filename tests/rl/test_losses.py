@@ -68,7 +68,7 @@ def slow(name, rows, logprobs, old):
                 objective = n * torch.minimum(s * advantage, torch.clamp(s, 1 - below, 1 + above) * advantage)
             elif name == "CISPO":
                 objective = (torch.clamp(ratio, 1 - below, 1 + above).detach() * advantage * logp).sum()
-            elif name == "RLOO":  # the gradient of the advantage times the log-prob of the sequence, the sum of its tokens
+            elif name == "RLOO":  # the gradient is that of the advantage times the log-prob of the whole sequence
                 objective = advantage * logp.sum() + advantage * (n - logp.detach().sum())
             else:
                 objective = logp.sum()
