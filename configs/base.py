@@ -7,7 +7,7 @@ def get_config() -> ConfigDict:
     """The defaults of all jobs."""
     c = ConfigDict()
     c.seed = 0
-    c.stages = ()  # overrides of the keys below, one dict a stage: dict(name=..., steps=..., temperature=...)
+    c.stages = ()  # overrides, one dict a stage: dict(name=..., steps=..., temperature=...); of which keys: config.py
 
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face directory or hub name, or a directory made by experiments/import_hf.py

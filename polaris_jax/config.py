@@ -30,6 +30,18 @@ STAGE_KEYS = {
     "max_response_tokens": "rollout.max_response_tokens",
 }
 
+# What a stage may change: whole sections, and single keys of others. All else belongs to the run: it is read once, or
+# decides what a checkpoint holds.
+PER_STAGE = (
+    "rollout", "search", "algorithm", "updates", "mesh", "evaluation",
+    "model.remat",
+    "data.train", "data.drop_above", "data.max_prompt_tokens",
+    "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps",
+    "optimizer.betas", "optimizer.weight_decay", "optimizer.clip_norm",
+    "training.steps", "training.checkpoint_every", "training.checkpoint_minutes",
+    "training.evaluate_every", "training.log_samples",
+)  # fmt: skip
+
 DTYPES = ("bfloat16", "float16", "float32")
 LARGEST = 2**31 - 1  # no size, step, seed or rate that makes sense passes an int32
 
@@ -152,6 +164,11 @@ def _stage_overrides(stage: Mapping[str, Any], known: Mapping[str, Any]) -> dict
     for key, value in resolved.items():
         if key not in known:
             raise UserError(f"config.stages: no such key `{key}`{nearest(key, {**STAGE_KEYS, **known})}")
+        if not within(key, PER_STAGE):
+            raise UserError(
+                f"config.stages: `{key}` is the whole run's, a stage cannot change it; it may change "
+                f"{', '.join(PER_STAGE)}"
+            )
         _check_value(key, value, known)
     return resolved
 
@@ -184,6 +201,11 @@ def _is_band(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
     return all(_same_type(part, 0.0) for part in value) and 0 <= value[0] <= value[1]
+
+
+def within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `sections`, which may be keys themselves, or lies in one."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def nearest(key: Any, known: Mapping[str, Any]) -> str:

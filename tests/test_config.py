@@ -116,6 +116,17 @@ def test_the_recipes_configs_hold_the_released_values(name):
         assert max(s.updates.row_lengths) >= longest - 1
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["seed", "model.path", "model.dtype", "data.suffix", "optimizer.moments", "reward.timeout_s", "training.keep",
+     "sft.steps", "difficulty.samples"],
+)  # fmt: skip
+def test_a_stage_cannot_change_what_is_the_whole_runs(key):
+    value = dict(configs.flatten(base.get_config()))[key]
+    with pytest.raises(UserError, match=f"config.stages: `{key}` is the whole run's, a stage cannot change it"):
+        configs.override(base.get_config(), {"stages": ({key: value},)})
+
+
 def test_a_config_without_stages_is_one_stage():
     config = runpy.run_path(str(CONFIGS / "tiny.py"))["get_config"]()
     assert configs.stages(config) == [("train", config)]

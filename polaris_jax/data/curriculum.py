@@ -62,16 +62,28 @@ def remaining(curriculum: Curriculum, prompts: Sequence[Prompt]) -> list[Prompt]
     return [prompt for prompt in prompts if prompt.problem.id not in dropped]
 
 
-def drop_easy(curriculum: Curriculum, prompts: Sequence[Prompt], above: float, least: int) -> Curriculum:
+def new_epoch(curriculum: Curriculum) -> Curriculum:
+    """The curriculum at the beginning of its next epoch."""
+    return replace(curriculum, epoch=curriculum.epoch + 1, position=0)
+
+
+def drop_easy(
+    curriculum: Curriculum, prompts: Sequence[Prompt], above: float, *, coming: Sequence[Prompt], least: int
+) -> Curriculum:
     """Drops the problems whose accuracy is more than `above`, for good, and begins a new epoch where there are any.
 
+    prompts: of the stage that ends. coming: of the stage that begins, often the same.
+
     The accuracy is that of the last visit, or `Problem.accuracy` where there was none; what was never measured stays.
-    At least `least` problems remain, so that a step has enough: the hardest of the easy ones stay.
+    At least `least` of those that come remain, so that a step has enough: the hardest of the easy ones stay.
     """
     remain = [prompt.problem for prompt in remaining(curriculum, prompts)]
     accuracies = {problem.id: curriculum.accuracy.get(problem.id, problem.accuracy) for problem in remain}
     easy = [name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > above]
-    easy = sorted(easy, key=lambda name: -accuracies[name])[: max(len(remain) - least, 0)]
-    if not easy:
+    needed = {prompt.problem.id for prompt in remaining(curriculum, coming)}
+    hardest_last = sorted((name for name in easy if name in needed), key=lambda name: -accuracies[name])
+    stay = set(hardest_last[max(len(needed) - least, 0) :])
+    dropped = [name for name in easy if name not in stay]
+    if not dropped:
         return curriculum
-    return replace(curriculum, epoch=curriculum.epoch + 1, position=0, dropped=(*curriculum.dropped, *easy))
+    return new_epoch(replace(curriculum, dropped=(*curriculum.dropped, *dropped)))

@@ -55,14 +55,20 @@ def prompts_with(*accuracies):
 def test_easy_problems_are_dropped_by_their_last_visit_and_a_new_epoch_begins():
     prompts = prompts_with(1.0, 0.95, 0.9, 0.1, None, 1.0)
     before = Curriculum(epoch=2, position=4, accuracy={"3": 1.0, "0": 0.0})
-    after = drop_easy(before, prompts, 0.9, least=2)
+    after = drop_easy(before, prompts, 0.9, coming=prompts, least=2)
     assert set(after.dropped) == {"1", "3", "5"}  # "0" has become hard, "2" is not above, "4" was never measured
     assert (after.epoch, after.position, after.accuracy) == (3, 0, before.accuracy)
     assert [prompt.problem.id for prompt in remaining(after, prompts)] == ["0", "2", "4"]
-    assert drop_easy(after, prompts, 0.9, least=2) == after
+    assert drop_easy(after, prompts, 0.9, coming=prompts, least=2) == after
 
 
 def test_a_step_is_left_enough_problems_and_the_hardest_stay():
     prompts = prompts_with(1.0, 0.92, 1.0, 0.95)
-    assert set(drop_easy(Curriculum(), prompts, 0.9, least=2).dropped) == {"0", "2"}
-    assert drop_easy(Curriculum(), prompts, 0.9, least=4) == Curriculum()
+    assert set(drop_easy(Curriculum(), prompts, 0.9, coming=prompts, least=2).dropped) == {"0", "2"}
+    assert drop_easy(Curriculum(), prompts, 0.9, coming=prompts, least=4) == Curriculum()
+
+
+def test_of_other_problems_that_come_enough_are_left():
+    prompts = prompts_with(1.0, 0.92, 1.0, 0.95)
+    dropped = drop_easy(Curriculum(), prompts, 0.9, coming=prompts[1:], least=2).dropped
+    assert set(dropped) == {"0", "2"}  # "0" does not come any more, of the three that do two have to stay

@@ -217,6 +217,32 @@ def test_stages_follow_one_another_and_resume_within(run, tmp_path):
     assert run("run", stages=stages).frame().equals(frame)
 
 
+def test_a_stage_has_data_learning_rate_remat_and_evaluations_of_its_own(run, tmp_path, monkeypatch):
+    make_update, remats = loop.make_update, []
+
+    def recorded(model, *args):
+        remats.append(model.remat)
+        return make_update(model, *args)
+
+    monkeypatch.setattr(loop, "make_update", recorded)
+    rows = [{"problem": f"Start with {n}, first +5. What is the result?", "answer": "7"} for n in range(10, 16)]
+    path = tmp_path / "others.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second = {"data.train": str(path), "optimizer.learning_rate": 2e-4, "model.remat": "full"}
+    second |= {"training.evaluate_every": 1, "evaluation.benchmarks": (str(path),)}
+    frame = run("run", stages=({"steps": 1}, {"steps": 2} | second)).frame()
+    assert frame["curriculum/problems"].tolist() == [64, 6, 6]
+    assert frame["update/learning_rate"].tolist() == pytest.approx([1e-2, 2e-4, 2e-4])
+    (name,) = [name for name in frame if name.startswith("evaluation/") and name.endswith("avg@2")]
+    assert frame[name].notna().tolist() == [False, True, True]
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    asked = {row["problem"] for row in rows}
+    assert {any(text in s["question"] for text in asked) for s in samples if s["step"] > 1} == {True}
+    assert remats == ["none", "full"]
+    with pytest.raises(UserError, match="9 a step, but there are 6 problems"):
+        run("other", stages=({"steps": 1}, {"steps": 1, "data.train": str(path), "rollout.prompts": 9}))
+
+
 def test_another_models_checkpoint_is_refused(run, monkeypatch):
     monkeypatch.setitem(PRESETS, "narrow", PRESETS["tiny"].replace(intermediate_size=64))
     run("run", **{"training.steps": 2})
