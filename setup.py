@@ -17,7 +17,7 @@ setup(
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12,<0.13",
-        "optax>=0.2.5,<0.3",
+        "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11,<0.13",
         "transformers>=5.0,<6",
         "tokenizers>=0.21",

@@ -68,13 +68,14 @@ def get_config() -> ConfigDict:
     c.updates.max_skipped = 10  # updates that were not finite, in a row, before the run stops
 
     c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw, muon, lion or sgd (with momentum): optim/optimizer.py
     c.optimizer.learning_rate = 1e-6
     c.optimizer.schedule = "constant"  # constant, or cosine to a tenth
     c.optimizer.warmup_steps = 0
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip_norm = 1.0  # 0: off
-    c.optimizer.moments = "float32"  # how Adam's are kept; bfloat16: half of it, int8: a quarter
+    c.optimizer.moments = "float32"  # how AdamW's are kept; bfloat16: half of it, int8: a quarter
 
     c.mesh = ConfigDict()
     c.mesh.data = 1

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from configs import base
 from polaris_jax.errors import UserError, redact
 from polaris_jax.models.transformer import REMAT_POLICIES
-from polaris_jax.optim.optimizer import SCHEDULES
+from polaris_jax.optim.moments import MOMENTS
+from polaris_jax.optim.optimizer import KEEPS_MOMENTS, OPTIMIZERS, SCHEDULES
 from polaris_jax.rewards.pool import MIN_MEMORY_BYTES
 from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.losses import LOSSES
@@ -85,7 +86,9 @@ CONSTRAINTS: dict[str, Constraint] = {
     "algorithm.min_mixed": ("a share below 1", lambda value: 0 <= value < 1),
     "updates.row_lengths": _tuple_of("one or more lengths of at least 1", int, lambda v: v and min(v) >= 1),
     **{f"updates.{key}": _AT_LEAST_ONE for key in ("rows", "minibatches", "epochs", "max_skipped")},
+    "optimizer.name": _one_of(OPTIMIZERS),
     "optimizer.schedule": _one_of(SCHEDULES),
+    "optimizer.moments": _one_of(MOMENTS),
     "optimizer.betas": _tuple_of("two numbers below 1", float, lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1),
     **{f"mesh.{axis}": _AXIS for axis in AXES},
     "reward.workers": _AT_LEAST_ONE,
@@ -140,6 +143,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.{key}: missing; start from configs/base.py")
     if found["rollout.samples"] < 2 and found["algorithm.loss"] != "sft":
         raise UserError("config.rollout.samples: expected at least 2, found 1; a group of one has no advantage")
+    name, kept = found["optimizer.name"], found["optimizer.moments"]
+    if kept != "float32" and name not in KEEPS_MOMENTS:
+        raise UserError(f"config.optimizer.moments: expected float32, found {kept!r}; {name} keeps no others")
     for stage in config.stages:
         _stage_overrides(stage, known)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.errors import UserError
 from polaris_jax.files import new_directory, write_json
-from polaris_jax.hf.config import config_to_hf
+from polaris_jax.hf.config import config_to_hf, read_json
 from polaris_jax.hf.hub import TOKENIZER_FILES
 from polaris_jax.hf.names import Leaf, leaves
 from polaris_jax.hf.tokenizer import eos_ids, load_tokenizer, read_generation_config, stop_ids
@@ -77,6 +77,8 @@ def write_tokenizer(
 ) -> dict[str, Any]:
     """Puts a tokenizer's files and generation_config.json into `directory`; returns what the latter says.
 
+    A directory's files are copied. An object is written so that transformers before 5, and with it vLLM, knows its
+    class, which is the one that it was loaded with.
     The generation config is that of the tokenizer's directory, if any, with every token that ends a response here
     (`hf.stop_ids`) and the padding token, and with `generation_config` over it. Without tokenizer and
     `generation_config`, no file is written.
@@ -86,10 +88,11 @@ def write_tokenizer(
         source = Path(tokenizer)
         tokenizer = load_tokenizer(source)
         for name in TOKENIZER_FILES:
-            if (source / name).is_file():
+            if (source / name).is_file() and source.resolve() != directory.resolve():
                 shutil.copyfile(source / name, directory / name)
     elif tokenizer is not None:
         tokenizer.save_pretrained(directory)
+        _name_as_before(tokenizer, directory / "tokenizer_config.json")
     if tokenizer is not None:
         generation, stops = read_generation_config(tokenizer), stop_ids(tokenizer)
         if set(stops) - {*eos_ids(generation)}:
@@ -100,6 +103,17 @@ def write_tokenizer(
     if generation:
         write_json(directory / "generation_config.json", generation)
     return generation
+
+
+def _name_as_before(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Takes what only transformers 5 reads out of a tokenizer_config.json that it wrote."""
+    settings, loaded = read_json(path), Path(tokenizer.name_or_path) / "tokenizer_config.json"
+    given = read_json(loaded).get("tokenizer_class") if tokenizer.name_or_path and loaded.is_file() else None
+    name = given or settings.get("tokenizer_class")
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast" if name in (None, "TokenizersBackend") else name
+    if isinstance(settings.get("extra_special_tokens"), list):  # a dict before, where this stops the loading
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(path, settings)
 
 
 def _matched(params: Any, parameters: list[Leaf]) -> list[jax.Array]:

@@ -13,7 +13,7 @@ class Cursor:
         self.unit_letters, self.tight_letters = unit_letters, tight_letters
         self.bars = 0  # open |...|, in which a bar closes
         self.head = 0  # open set-builder heads, which a bar or colon ends
-        self.currency = False
+        self.currency = ""  # of the value that is being read
 
     @property
     def token(self) -> Token:

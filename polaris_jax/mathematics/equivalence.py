@@ -11,6 +11,7 @@ from polaris_jax.mathematics.compare import same_answer
 from polaris_jax.mathematics.intervals import infinity
 from polaris_jax.mathematics.numeric import approximate
 from polaris_jax.mathematics.reader import Reading, read
+from polaris_jax.mathematics.repairs import with_single_backslashes
 from polaris_jax.mathematics.tokens import Unreadable
 
 
@@ -37,7 +38,7 @@ def judge(box: str, answers: list[str]) -> Comparison:
 
 
 def _judge_one(box: str, gold: str) -> Comparison:
-    box, gold = box.strip(), gold.strip()
+    box, gold = with_single_backslashes(box.strip()), with_single_backslashes(gold.strip())
     if words.same_choice(gold, box):
         return Comparison.EQUAL
     if words.is_time(gold):
@@ -66,6 +67,8 @@ def _trees(text: str) -> list[n.Node]:
     trees = _read(text, Reading())
     if _COMMA_GROUP.search(text) and not _ZERO_GROUP.search(text):
         trees += _read(text, Reading(comma_groups=False))
+    if "+-" in text:
+        trees += _read(text, Reading(plus_minus=True))
     if any(n.contains(tree, n.Quantity) for tree in trees):
         trees += _read(text, Reading(unit_letters=False))
     if _SLASH_LETTERS.search(text):

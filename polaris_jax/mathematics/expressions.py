@@ -72,7 +72,7 @@ class ExpressionReader(PrimaryReader):
             return False
         if token.kind == "bar":
             return not self.bars and not self.head and self.closing_bar_ahead()
-        if token.kind not in FACTOR_STARTS or token.text == "pmod":
+        if token.kind not in FACTOR_STARTS or token.kind == "currency" or token.text == "pmod":
             return False
         return not (self.unit_ahead() or self.aside_ahead())
 
@@ -239,7 +239,8 @@ class ExpressionReader(PrimaryReader):
 
     def single_argument(self) -> bool:
         inner, close = self.peek(1), self.peek(2)
-        return (inner.kind in ("sym", "num") and close.text == ")") or self.comma_inside()
+        event = self.tokens[self.at - 1].text == "P" and inner.kind == "sym" and close.kind == "rel"
+        return event or (inner.kind in ("sym", "num") and close.text == ")") or self.comma_inside()
 
     def comma_inside(self) -> bool:
         depth, at = 0, self.at

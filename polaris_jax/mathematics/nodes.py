@@ -141,6 +141,15 @@ class Ratio(Node):
 
 
 @dataclass(frozen=True)
+class Qualified(Node):
+    """An answer with parameters, which are members of a domain: Z, N, N0, Z+, R, Q."""
+
+    body: Node
+    names: tuple[str, ...]
+    domain: str
+
+
+@dataclass(frozen=True)
 class Words(Node):
     """Prose."""
 

@@ -26,14 +26,14 @@ class PrimaryReader(Cursor):
             "accent": lambda: self.accented(token.text),
             "prefix": lambda: self.named_points(token.text),
             "begin": lambda: self.environment(token.text),
-            "currency": self.money,
+            "currency": lambda: self.money(token.text),
         }
         if token.kind not in readers:
             raise Unreadable(f"unexpected {token.kind} {token.text}")
         return readers[token.kind]()
 
-    def money(self) -> n.Node:
-        self.currency = True
+    def money(self, currency: str) -> n.Node:
+        self.currency = currency
         return self.primary()
 
     def brackets(self, left: str) -> n.Node:

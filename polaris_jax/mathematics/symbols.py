@@ -27,8 +27,12 @@ CHARACTERS = str.maketrans(
     | dict.fromkeys("×⋅·∙•∗", "*")
     | dict.fromkeys("“”„", '"')
     | dict.fromkeys("’‘′", "'")
-    | dict.fromkeys("€£¥₹", "\\$")
+    | dict.fromkeys("₹₽₩₺₫", "\\money ")
     | {
+        "¢": "\\text{ cents}",
+        "€": "\\euro ",
+        "£": "\\pounds ",
+        "¥": "\\yen ",
         "⁻": "^{-}",
         "÷": "/",
         "∕": "/",
@@ -100,6 +104,9 @@ MARKS = {
     ":=": ("rel", "="),
     "!=": ("rel", "!="),
     "...": ("sym", "…"),
+    "+/-": ("op", "pm"),
+    "-/+": ("op", "mp"),
+    "+-": ("op", "pm"),
     "+": ("op", "+"),
     "-": ("op", "-"),
     "*": ("op", "*"),
@@ -146,7 +153,10 @@ COMMANDS = (
     | {name: ("cmd", "frac") for name in ("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac")}
     | {name: ("cmd", "binom") for name in ("dbinom", "tbinom")}
     | {name: ("accent", "") for name in ("vec", "overrightarrow", "overleftrightarrow", "widehat", "boxed", "fbox")}
-    | {name: ("accent", name) for name in ("overline", "bar", "hat", "tilde", "dot", "ddot", "widetilde")}
+    | {
+        name: ("accent", name)
+        for name in ("overline", "bar", "hat", "tilde", "overparen", "wideparen", "dot", "ddot", "widetilde")
+    }
     | {"underline": ("accent", "")}
     | {name: ("rel", "<=") for name in ("le", "leq", "leqslant", "leqq")}
     | {name: ("rel", ">=") for name in ("ge", "geq", "geqslant", "geqq")}
@@ -191,7 +201,8 @@ COMMANDS = (
     | {"lfloor": ("open", "floor"), "rfloor": ("close", "floor"), "lceil": ("open", "ceil"), "rceil": ("close", "ceil")}
     | {"lvert": ("bar", "|"), "rvert": ("bar", "|"), "vert": ("bar", "|"), "|": ("bar", "|"), "Vert": ("bar", "|")}
     | {"lVert": ("bar", "|"), "rVert": ("bar", "|"), "mid": ("mid", "|"), "colon": ("colon", ":"), "&": ("sep", "and")}
-    | {"euro": ("currency", "$"), "pounds": ("currency", "$"), "yen": ("currency", "$"), "dollar": ("currency", "$")}
+    | {"euro": ("currency", "EUR"), "pounds": ("currency", "GBP"), "yen": ("currency", "JPY")}
+    | {"dollar": ("currency", "$"), "money": ("currency", "money")}
 )
 
 IGNORED = frozenset(

@@ -31,7 +31,7 @@ from polaris_jax.rollout.programs import Rows
 from polaris_jax.rollout.sampling import Sampling
 from polaris_jax.rollout.weight_sync import HandOver, lane_meshes
 from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
-from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
 from polaris_jax.training.update import make_accumulate, make_apply, make_logprobs
 from polaris_jax.types import PackedBatch
 
@@ -101,7 +101,7 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     """What an update runs: see `lower_all`."""
     shardings = state_shardings(model, config, mesh)
     params = _params(model, shardings.params)
-    start = jax.eval_shape(lambda params: init_opt_state(params, config.optimizer, model.dtype), params)
+    start = jax.eval_shape(lambda params: init_opt_state(stage_optimizer(config), params, model.dtype), params)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = jax.tree.map(_laid, TrainState(step, params, start), shardings)
     accumulate, scalar = make_accumulate(model, config, mesh), jax.ShapeDtypeStruct((), jnp.float32)

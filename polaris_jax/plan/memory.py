@@ -19,10 +19,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import rope_tables
-from polaris_jax.models.transformer import REMAT_POLICIES, Block, init_params
+from polaris_jax.models.transformer import REMAT_POLICIES, Block
 from polaris_jax.ops.attention import DENSE, packed_attention
 from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
-from polaris_jax.optim.optimizer import init_opt_state, opt_state_shardings
+from polaris_jax.optim.optimizer import make_optimizer, opt_state_shardings
 from polaris_jax.rollout.engine import page_bytes, pool_pages
 from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.quantise import weight_bytes
@@ -96,10 +96,11 @@ def _largest(model: ModelConfig, mesh: AbstractMesh) -> int:
 
 @cache
 def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfigDict) -> float:
-    """Bytes of both moments on one device, kept as the optimizer keeps them."""
-    kept = jax.eval_shape(lambda: init_opt_state(nn.unbox(init_params(model, jax.random.key(0))), optimizer, "float32"))
-    laid = opt_state_shardings(param_shardings(model, mesh), optimizer, mesh)
-    arrays = zip(jax.tree.leaves((kept.mu, kept.nu)), jax.tree.leaves((laid.mu, laid.nu)), strict=True)
+    """Bytes of what the optimizer keeps beside the parameters, its moments, on one device."""
+    chain, shapes = make_optimizer(optimizer, 1), nn.unbox(param_shapes(model))
+    kept = jax.eval_shape(chain.init, shapes)
+    laid = opt_state_shardings(chain, shapes, param_shardings(model, mesh), mesh).inner
+    arrays = zip(jax.tree.leaves(kept), jax.tree.leaves(laid), strict=True)
     return float(sum(math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize for x, where in arrays))
 
 

@@ -11,33 +11,41 @@ from polaris_jax.rewards.verdict import Reason
 
 THINK_END = "</think>"
 _INTEGER = re.compile(r"([+-]?[0-9]{1,40})(?:\.0*)?")
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = {name: re.compile(rf"\\{name}\s*\{{|\\.|[{{}}]", re.DOTALL) for name in ("boxed", "fbox")}
+_QUOTED = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''
+_WRITTEN_LIST = re.compile(rf"\s*\[\s*(?:{_QUOTED})(?:[\s,]*(?:{_QUOTED}))*\s*\]\s*", re.DOTALL)
+_NO_ANSWER = re.compile(
+    r"(?:see (?:the )?)?proof|(?:answer )?not ?found|no answer(?: found)?|n/a|see (?:the )?(?:solution|explanation)|"
+    r"not (?:provided|available|given)"
+)
 
 
 def final_box(response: str, *, require_think: bool = True) -> str | Reason:
     r"""Content of the last complete `\boxed{...}` after the last `</think>`, or the reason why there is none.
 
-    Braces must balance; escaped braces do not count. Of nested boxes the innermost last one wins. With
-    `require_think=False` a response without `</think>` is read from its start (models that do not think).
+    Braces must balance; escaped braces do not count. Of nested boxes the innermost last one wins. Where `\boxed` does
+    not occur, `\fbox{...}` is the box. With `require_think=False` a response without `</think>` is read from its start
+    (models that do not think).
     """
     end = response.rfind(THINK_END)
     if end < 0 and require_think:
         return Reason.NO_THINK_END
     final = response[end + len(THINK_END) :] if end >= 0 else response
-    box = last_box(final)
+    box = last_box(final, "boxed" if "\\boxed" in final else "fbox")
     return Reason.NO_BOX if box is None else box
 
 
-def last_box(text: str) -> str | None:
+def last_box(text: str, command: str = "boxed") -> str | None:
     r"""Content of the complete `\boxed{...}` that starts last, or None. One pass, however the braces nest.
 
+    `command` is the box's name, boxed or fbox.
     A later box that never closes is an answer cut short, and then there is none.
     """
     open_braces: list[int] = []  # start of the content for a box, -1 for another brace
     start, stop = -1, -1
-    for match in _BRACES.finditer(text):
+    for match in _BRACES[command].finditer(text):
         token = match.group()
-        if token.startswith("\\boxed"):
+        if token.startswith("\\" + command):
             open_braces.append(match.end())
         elif token == "{":
             open_braces.append(-1)
@@ -61,10 +69,14 @@ def judge_integers(box: str, golds: list[str]) -> Reason | None:
 def alternatives(answer: object) -> list[str]:
     """Ground truths as text: a string, a number, or any (nested) list or array of these, each of which is right.
 
-    None and NaN are no ground truth. Zero-dimensional numpy and pandas values count as numbers.
+    A list that was written into a string, such as "['70']", is that list. None, NaN and what datasets write where they
+    have no answer (proof, N/A, see solution) are no ground truth. Zero-dimensional numpy and pandas values count as
+    numbers.
     """
     if isinstance(answer, str):
-        return [answer] if answer.strip() and not _is_nan(answer) else []
+        if _WRITTEN_LIST.fullmatch(answer):
+            return [text for quoted in re.findall(_QUOTED, answer) for text in alternatives(_unquoted(quoted))]
+        return [answer] if answer.strip() and not _is_nan(answer) and not _says_no_answer(answer) else []
     if isinstance(answer, bytes):
         return alternatives(answer.decode("utf-8", errors="replace"))
     if answer is None or getattr(answer, "ndim", None) == 0 or not isinstance(answer, Iterable):
@@ -75,6 +87,15 @@ def alternatives(answer: object) -> list[str]:
 def _number(answer: object) -> list[str]:
     text = str(answer)
     return [] if answer is None or _is_nan(text) or text in ("<NA>", "NaT") else [text]
+
+
+def _unquoted(text: str) -> str:
+    """What a quoted string says; only quotes and backslashes are escaped, since LaTeX has its own \\f, \\n and \\t."""
+    return re.sub(r"\\([\\\"\'])", r"\1", text[1:-1])
+
+
+def _says_no_answer(text: str) -> bool:
+    return len(text) < 60 and bool(_NO_ANSWER.fullmatch(plain(text).lower()))
 
 
 def _is_nan(text: str) -> bool:

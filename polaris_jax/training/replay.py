@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from polaris_jax import config as configs
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.optim.optimizer import global_norm
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.training.not_finite import SkippedBatch
@@ -59,7 +59,7 @@ def find(skipped: SkippedBatch, model: ModelConfig, params: Any) -> Iterator[Fin
                 if not alone.mask.any():
                     continue
                 grads, (sums, _) = gradient(params, [put_rows(alone, mesh)], temperature, scale)
-                loss, norm, place = float(sums["loss"]), float(global_norm(grads)), segments[0] == segment
+                loss, norm, place = float(sums["loss"]), float(optax.tree.norm(grads)), segments[0] == segment
                 trained = row.mask[0][place] > 0
                 found = []
                 for what, values in (
