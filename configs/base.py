@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
     c.optimizer.name = "adamw"  # adamw, muon, lion or sgd (with momentum): optim/optimizer.py
     c.optimizer.learning_rate = 1e-6
     c.optimizer.schedule = "constant"  # constant, or cosine to a tenth
+    c.optimizer.schedule_span = "run"  # run: one schedule over all stages; stage: it starts anew in each
     c.optimizer.warmup_steps = 0
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.weight_decay = 0.01

@@ -88,6 +88,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     **{f"updates.{key}": _AT_LEAST_ONE for key in ("rows", "minibatches", "epochs", "max_skipped")},
     "optimizer.name": _one_of(OPTIMIZERS),
     "optimizer.schedule": _one_of(SCHEDULES),
+    "optimizer.schedule_span": _one_of(("run", "stage")),
     "optimizer.moments": _one_of(MOMENTS),
     "optimizer.betas": _tuple_of("two numbers below 1", float, lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1),
     **{f"mesh.{axis}": _AXIS for axis in AXES},

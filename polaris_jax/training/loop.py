@@ -19,6 +19,7 @@ from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate
 from polaris_jax.evaluation.job import load_benchmarks
 from polaris_jax.hf import stop_ids
+from polaris_jax.optim.optimizer import restart_schedule
 from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.runs.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
@@ -30,7 +31,7 @@ from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, log_samples
 from polaris_jax.training.stages import enter_stage, make_measure
-from polaris_jax.training.state import TrainState, init_state, state_shardings
+from polaris_jax.training.state import TrainState, init_state, planned_updates, state_shardings
 from polaris_jax.training.step import Stage, train_step
 from polaris_jax.training.update import check_finite, make_update
 from polaris_jax.types import Prompt
@@ -92,8 +93,12 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
                 supervision.heartbeat(f"entering stage {names[index]}")
                 measure = make_measure(sampler, state.params, prompts[index], config)
                 host = enter_stage(host, index, stages, int(state.step), prompts, measure)
+                if config.optimizer.schedule_span == "stage":
+                    state = state._replace(opt_state=restart_schedule(state.opt_state))
             sampling = replace(make_sampling(config.rollout, stop_ids(tokenizer)), temperature=host.temperature)
-            update = make_update(model.replace(remat=config.model.remat), config, mesh, reference)
+            spanned = stages if config.optimizer.schedule_span == "run" else [config]
+            total_updates = sum(map(planned_updates, spanned))
+            update = make_update(model.replace(remat=config.model.remat), config, mesh, reference, total_updates)
             stage = Stage(config, prompts[index], sampler, sampling, update, workdir)
             stage_end = host.stage_start + config.training.steps
 

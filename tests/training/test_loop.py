@@ -243,6 +243,17 @@ def test_a_stage_has_data_learning_rate_remat_and_evaluations_of_its_own(run, tm
         run("other", stages=({"steps": 1}, {"steps": 1, "data.train": str(path), "rollout.prompts": 9}))
 
 
+@pytest.mark.parametrize(("span", "progress"), [("run", (0, 1 / 4, 1 / 2, 3 / 4)), ("stage", (0, 1 / 2, 0, 1 / 2))])
+def test_a_schedule_spans_the_run_or_each_stage(run, monkeypatch, span, progress):
+    settings = {"stages": ({"steps": 2}, {"steps": 2}), "training.checkpoint_every": 1}
+    settings |= {"optimizer.schedule": "cosine", "optimizer.schedule_span": span}
+    killed(monkeypatch, "train_step", at=4)
+    with pytest.raises(KeyboardInterrupt):
+        run("run", **settings)
+    rates = run("run", **settings).frame()["update/learning_rate"]
+    assert rates.tolist() == pytest.approx([1e-2 * (0.55 + 0.45 * np.cos(np.pi * share)) for share in progress])
+
+
 def test_another_models_checkpoint_is_refused(run, monkeypatch):
     monkeypatch.setitem(PRESETS, "narrow", PRESETS["tiny"].replace(intermediate_size=64))
     run("run", **{"training.steps": 2})
