@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
     c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
     c.data.drop_above = 0.9  # at a stage's end problems with a higher accuracy are dropped; 1: none
+    c.data.drop_by = "mean"  # mean: over a stage's visits, as the released script does; last: of the last visit
     c.data.max_prompt_tokens = 1024  # longer prompts are dropped and counted; benchmarks keep all of theirs
 
     c.rollout = ConfigDict()

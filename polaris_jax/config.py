@@ -36,7 +36,7 @@ STAGE_KEYS = {
 PER_STAGE = (
     "rollout", "search", "algorithm", "updates", "mesh", "evaluation",
     "model.remat",
-    "data.train", "data.drop_above", "data.max_prompt_tokens",
+    "data.train", "data.drop_above", "data.drop_by", "data.max_prompt_tokens",
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps",
     "optimizer.betas", "optimizer.weight_decay", "optimizer.clip_norm",
     "training.steps", "training.checkpoint_every", "training.checkpoint_minutes",
@@ -68,6 +68,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "model.dtype": _one_of(DTYPES),
     "model.remat": _one_of(REMAT_POLICIES),
     "data.max_prompt_tokens": _AT_LEAST_ONE,
+    "data.drop_by": _one_of(("mean", "last")),
     **{f"rollout.{key}": _AT_LEAST_ONE for key in ("prompts", "samples", "max_response_tokens", "slots")},
     **{f"rollout.{key}": _AT_LEAST_ONE for key in ("tokens_per_call", "yarn_factor")},
     **{f"rollout.{key}": _POSITIVE for key in ("temperature", "yarn_attention_factor")},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from polaris_jax.data.curriculum import drop_easy, new_epoch
+from polaris_jax.data.curriculum import drop_easy, new_epoch, new_stage
 from polaris_jax.evaluation.evaluate import evaluate
 from polaris_jax.evaluation.probe import measures
 from polaris_jax.hf import stop_ids
@@ -40,8 +40,8 @@ def enter_stage(
     stage, curriculum, diversity = stages[index], host.curriculum, host.diversity
     if index > 0:
         ended, coming = prompts[index - 1], prompts[index]
-        above, least = stages[index - 1].data.drop_above, stage.rollout.prompts
-        curriculum = drop_easy(curriculum, ended, above, coming=coming, least=least)
+        data, least = stages[index - 1].data, stage.rollout.prompts
+        curriculum = new_stage(drop_easy(curriculum, ended, data, coming=coming, least=least))
         if coming is not ended:
             curriculum = new_epoch(curriculum)
     temperature = float(stage.rollout.temperature)
