@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     c.rollout.top_k = 0  # 0: off
     c.rollout.max_response_tokens = 4096
     c.rollout.slots = 256  # sequences decoded at once
-    c.rollout.devices = 0  # the last so many sample the next batch while the others learn, with recorded old_logprobs
+    c.rollout.devices = 0  # the last so many sample the next batch while the others learn from this one
     c.rollout.page_size = 64  # tokens
     c.rollout.weights = ""  # "": in the model's dtype; int8 or fp8: projections in 8 bits, and importance weights
     c.rollout.cache_dtype = ""  # "": the model's dtype
@@ -52,14 +52,15 @@ def get_config() -> ConfigDict:
     c.algorithm.aggregation = "token"  # token: mean over all response tokens; sequence: mean of means; constant
     c.algorithm.clip = (0.2, 0.28)  # below, above (DAPO, arXiv 2503.14476)
     c.algorithm.dual_clip = 0.0  # bound on the ratio where the advantage is negative; 0: off
-    c.algorithm.old_logprobs = "trainer"  # trainer; recorded: ratios to the sampler's recorded log-probs
-    c.algorithm.importance_cap = 0.0  # of the weight from sampler to trainer; 0: no weight, or 2 with rollout.weights
+    c.algorithm.old_logprobs = "trainer"  # trainer; recorded: ratios to the log-probs that the sampler recorded
+    c.algorithm.importance_cap = 0.0  # of weights from the sampler to old_logprobs; 0: none, or 2 with rollout.weights
     c.algorithm.kl = 0.0  # coefficient of the k3 KL to the reference model; 0: no reference
     c.algorithm.rescue = True  # a group that failed gets a right response of an earlier visit (rl/exploration.py)
     c.algorithm.rescue_buffer = 65_536  # problems of which one right response is kept for that
     c.algorithm.substitute = True  # groups of equal rewards are replaced by copies of mixed ones
     c.algorithm.min_mixed = 0.0  # no update at this share of mixed groups or less (released code: 1/3); 0: off
     c.algorithm.overlong_buffer = 0  # tokens before the limit over which the reward falls by 1 (DAPO); 0: off
+    c.algorithm.mask_truncated = False  # responses that were cut off at the limit are left out of the loss
 
     c.updates = ConfigDict()
     c.updates.row_lengths = (1024, 4096)  # packed rows have one of these lengths

@@ -148,6 +148,11 @@ def check(config: ConfigDict) -> None:
     name, kept = found["optimizer.name"], found["optimizer.moments"]
     if kept != "float32" and name not in KEEPS_MOMENTS:
         raise UserError(f"config.optimizer.moments: expected float32, found {kept!r}; {name} keeps no others")
+    if found["algorithm.importance_cap"] and found["algorithm.old_logprobs"] == "recorded":
+        raise UserError(
+            "config.algorithm.importance_cap: weights lead from the sampler to the trainer's old log-probs, but with "
+            'old_logprobs="recorded" ratios are taken to the sampler\'s; leave one of the two as it is by default'
+        )
     for stage in config.stages:
         _stage_overrides(stage, known)
 

@@ -50,6 +50,11 @@ def test_wrong_types_and_values_are_refused(key, value, words):
         configs.override(base.get_config(), {key: value})
 
 
+def test_importance_weights_and_recorded_ratios_exclude_each_other():
+    with pytest.raises(UserError, match=r"config.algorithm.importance_cap: weights lead from the sampler"):
+        configs.override(base.get_config(), {"algorithm.importance_cap": 2.0, "algorithm.old_logprobs": "recorded"})
+
+
 def test_an_int_is_taken_where_a_float_is_meant():
     assert configs.override(base.get_config(), {"rollout.temperature": 1}).rollout.temperature == 1
 
