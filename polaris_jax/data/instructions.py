@@ -35,6 +35,7 @@ _TOKEN = re.compile(
     r"|[\s.,:;!?#\"'`“”‘’*_()\[\]{}$\\<>/|，。：；、（）—–-]"
 )
 _MARK = re.compile(r"boxed|step[ -]by[ -]step|answer\W{0,3}:|\$answer|without quotes|####|逐步|一步", re.IGNORECASE)
+_HINTS = ("boxed", "step", "answer", "quotes", "####", "逐步", "一步")  # every mark holds one
 
 # Where a sentence starts: behind another, on a line, or, where nothing ends the question, at a word that opens orders.
 _OPENERS = (
@@ -52,31 +53,41 @@ def without_instructions(question: str) -> str:
 
     A text that is an instruction through and through gives "".
     """
-    before = None
-    while question != before:
-        before = question
-        question = _without_last(_without_first(question.strip())).strip()
+    question = question.strip()
+    for one_less in (_without_last, _without_first):
+        before = None
+        while question != before:
+            before, question = question, one_less(question).strip()
     return question
 
 
 def _without_first(text: str) -> str:
-    for match in _ENDS.finditer(text, 0, min(len(text), _MOST)):
-        if _is_instruction(text[: match.end()]):
+    marks = _marks(text, 0)
+    for match in _ENDS.finditer(text, 0, _MOST) if marks else ():
+        if marks[0].end() <= match.end() and _says_only(text[: match.end()]):
             return text[match.end() :]
     return text
 
 
 def _without_last(text: str) -> str:
-    starts = [match.start() for match in _STARTS.finditer(text, max(len(text) - _MOST, 0))]
+    window = max(len(text) - _MOST, 0)
+    marks = _marks(text, window)
+    starts = [match.start() for match in _STARTS.finditer(text, window, marks[-1].start() + 1)] if marks else []
     for start in reversed(starts):
-        if _is_instruction(text[start:]):
+        if _says_only(text[start:]):
             return text[:start]
     return text
 
 
-def _is_instruction(text: str) -> bool:
-    if not _MARK.search(text):
-        return False
+def _marks(text: str, start: int) -> list[re.Match[str]]:
+    lower = text[start : start + _MOST].lower()
+    if not any(hint in lower for hint in _HINTS):  # most questions: thirty times as fast as the search
+        return []
+    return list(_MARK.finditer(text, start, start + _MOST))
+
+
+def _says_only(text: str) -> bool:
+    """Whether the text is made of the words of instructions."""
     text, place = _BOX.sub(" boxed ", text), 0
     while place < len(text):
         token = _TOKEN.match(text, place)

@@ -35,7 +35,6 @@ def save(
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     dtype: str = "bfloat16",
     max_shard_bytes: int = 4 * 2**30,
-    yarn: Yarn | None = None,
     generation_config: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -43,9 +42,8 @@ def save(
 
     params: the parameter tree, on one device or many; several processes call it together, and one writes. tokenizer:
     an object, or a directory whose files are copied. dtype: of the saved tensors: bfloat16, float16 or float32.
-    max_shard_bytes: files are cut before they pass this, though never within a tensor. yarn: a context extension for
-    inference, written into config.json only.
-    generation_config: keys of generation_config.json, over those that come with the tokenizer.
+    max_shard_bytes: files are cut before they pass this, though never within a tensor. generation_config: keys of
+    generation_config.json, over those that come with the tokenizer.
 
     Tensors are cast, fetched and written one by one. The directory appears whole, under its name, or not at all.
     Raises UserError where the target holds something already (unless `overwrite`), for parameters that are not those
@@ -55,7 +53,7 @@ def save(
         raise UserError(f"dtype must be one of {', '.join(_SAFETENSORS_DTYPES)}, found {dtype!r}")
     parameters = list(leaves(config))
     arrays = _matched(params, parameters)
-    described = config_to_hf(_with_yarn(config, yarn), dtype)
+    described = config_to_hf(config, dtype)
     if is_writer():
         with new_directory(target_dir, overwrite=overwrite) as staging:
             _write_weights(parameters, arrays, staging, dtype, max_shard_bytes)
@@ -132,9 +130,8 @@ def _matched(params: Any, parameters: list[Leaf]) -> list[jax.Array]:
     return [found[leaf.path] for leaf in parameters]
 
 
-def _with_yarn(config: ModelConfig, yarn: Yarn | None) -> ModelConfig:
-    if yarn is None:
-        return config
+def with_yarn(config: ModelConfig, yarn: Yarn) -> ModelConfig:
+    """The model with a context extension for inference, as `save` writes it into config.json. Raises UserError."""
     longest = yarn.factor * yarn.original_max_position_embeddings
     if yarn.factor < 1 or longest != int(longest):
         raise UserError(

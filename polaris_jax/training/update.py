@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.errors import NonFiniteUpdates
-from polaris_jax.models.flops import matmul_peak, update_flops
+from polaris_jax.models.flops import update_flops
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer, unembedding
 from polaris_jax.ops.attention import alone_in_rows, sharded_attention
+from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.ops.token_logprobs import token_logprobs
 from polaris_jax.optim.optimizer import apply_gradients
 from polaris_jax.rl.losses import batch_loss, divisor, merge_totals

@@ -37,6 +37,8 @@ from polaris_jax.data.rows import RowError
         ("""["f'(2)", 'a"b']""", ("f'(2)", 'a"b')),
         ('["\\u221a2"]', ("√2",)),
         (r'["\\boxed{4}"]', ("4",)),
+        (r"[\"27\"]", ("27",)),
+        ("[27]", ("27",)),
         # one mathematical answer each
         ("[1, 2]", ("[1, 2]",)),
         ("[1,2)", ("[1,2)",)),
@@ -78,7 +80,7 @@ NO_ANSWERS = [
     "not given", "see solution", "See the solution.", "See explanation", "see above", "see figure", "no answer",
     "Refer to the solution", "No final answer given", "answer not found", "not applicable", "Answers may vary",
     "to prove", "证明", "证明见解析", "见解析", "略", "答案见解析", "(证明略)", "未找到", "无答案", ["proof", "N/A"],
-    '["proof"]',
+    '["proof"]', "n.a.", "`proof`", "Not mentioned", "There is no answer", "见详解", "解：略", "#N/A", "<not found>",
 ]  # fmt: skip
 
 

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from polaris_jax.rl.update import make_apply
 
 from configs.base import get_config
 from polaris_jax.config import override
@@ -20,6 +19,7 @@ from polaris_jax.optim.optimizer import (
 )
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training.state import init_state
+from polaris_jax.training.update import make_apply
 
 rng = np.random.default_rng(0)
 PARAMS = {"a": rng.normal(size=(6, 5)).astype(np.float32), "b": rng.normal(size=7).astype(np.float32)}
