@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     c.rollout.prompts = 128  # per step
     c.rollout.samples = 8  # per prompt
     c.rollout.temperature = 1.0
-    c.rollout.top_p = 1.0
+    c.rollout.top_p = 1.0  # another, or a top_k, where difficulty is measured only: training is refused with it
     c.rollout.top_k = 0  # 0: off
     c.rollout.max_response_tokens = 4096
     c.rollout.slots = 256  # sequences decoded at once
@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
     c.rollout.cache_dtype = ""  # "": the model's dtype
     c.rollout.cache_gib = 0.0  # page pool in GiB a device; 0: enough for every slot's longest sequence
     c.rollout.tokens_per_call = 32  # decoded on the device between two looks by the host
-    c.rollout.yarn_factor = 1.0  # of context extension at inference; 1: off
+    c.rollout.yarn_factor = 1.0  # of context extension, in sampling and in the update; 1: off
+    c.rollout.yarn_original = 0  # tokens that it extends; 0: what the model was trained with, as its own config says
     c.rollout.yarn_attention_factor = 1.0  # on cos and sin; the recipe found YaRN's own worse
 
     c.search = ConfigDict()  # of the temperature that restores the diversity at the start of training

@@ -170,6 +170,17 @@ def stages(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
     ]
 
 
+def check_followed(stages: Iterable[ConfigDict]) -> None:
+    """Raises UserError where a stage would sample from another distribution than the trainer's log-probs are of."""
+    for stage in stages:
+        for key, off in (("top_k", 0), ("top_p", 1)):
+            if stage.rollout[key] != off:
+                raise UserError(
+                    f"config.rollout.{key}: training needs {off}, found {stage.rollout[key]}; the trainer's log-probs "
+                    f"are over all tokens, so that every ratio would be wrong. config.evaluation.{key} may be otherwise"
+                )
+
+
 def _stage_overrides(stage: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     resolved = {STAGE_KEYS.get(key, key): value for key, value in stage.items() if key != "name"}
     if resolved.get("rollout.temperature") == "search":

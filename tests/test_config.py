@@ -92,6 +92,8 @@ def test_qwen3_is_evaluated_as_released():
     for name in ("polaris_1p7b", "polaris_4b"):
         c = configs.load(CONFIGS / f"{name}.py").evaluation
         assert (c.temperature, c.top_k, c.top_p, c.max_response_tokens, c.yarn_factor) == (1.4, 20, 1.0, 90_000, 1.5)
+        config = configs.load(CONFIGS / f"{name}.py")
+        assert config.rollout.yarn_original * c.yarn_factor >= config.data.max_prompt_tokens + 90_000
 
 
 def test_a_stage_but_the_first_may_search_its_temperature():

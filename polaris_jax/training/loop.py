@@ -21,6 +21,7 @@ from polaris_jax.evaluation.job import load_benchmarks
 from polaris_jax.hf import stop_ids
 from polaris_jax.optim.optimizer import restart_schedule
 from polaris_jax.rollout import RolloutEngine, store
+from polaris_jax.rollout.engine import extended
 from polaris_jax.runs.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool
@@ -51,6 +52,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
 def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> History:
     # The config and the data, checked against each other before anything is loaded on a device.
     names, stages = zip(*configs.stages(config), strict=True)
+    configs.check_followed(stages)
     if any_steps(workdir):
         check_config(config, workdir, allowed=allow_changed, free=(*FREE, "sft", "difficulty"))
     meshes, sampling_meshes = zip(*(make_meshes(stage.mesh, stage.rollout.devices) for stage in stages), strict=True)
@@ -98,7 +100,8 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
             sampling = replace(make_sampling(config.rollout, stop_ids(tokenizer)), temperature=host.temperature)
             spanned = stages if config.optimizer.schedule_span == "run" else [config]
             total_updates = sum(map(planned_updates, spanned))
-            update = make_update(model.replace(remat=config.model.remat), config, mesh, reference, total_updates)
+            trained = extended(model, config.rollout).replace(remat=config.model.remat)
+            update = make_update(trained, config, mesh, reference, total_updates)
             stage = Stage(config, prompts[index], sampler, sampling, update, workdir)
             stage_end = host.stage_start + config.training.steps
 

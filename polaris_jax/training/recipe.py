@@ -60,7 +60,7 @@ def run(
     fit together. Problems that a later stage brings with a `data.train` of its own are not measured.
     """
     configs.check(config)
-    configs.stages(config)
+    configs.check_followed(stage for _, stage in configs.stages(config))
     if config.stages and "data.train" in config.stages[0]:
         raise UserError("config.stages: the first stage's `data.train` belongs into config.data.train, to be measured")
     with hold(workdir) as held:
@@ -125,6 +125,7 @@ def export(config: ConfigDict, source: Path, target: Path) -> None:
             dtype=config.model.dtype,
             yarn_factor=factor if factor > 1 else 0.0,
             yarn_attention_factor=config.rollout.yarn_attention_factor,
+            yarn_original=config.rollout.yarn_original,
         )
 
 

@@ -157,6 +157,12 @@ def test_with_too_few_mixed_groups_there_is_no_update(run, tiny_config, tmp_path
     assert_same(params_of(tmp_path / "run"), load_model(config, mesh, load_tokenizer(config))[1])
 
 
+def test_an_extended_context_is_the_updates_too(run):
+    yarn = {"rollout.yarn_factor": 4.0, "rollout.yarn_original": 16}
+    frame = run("run", **yarn, **{"training.steps": 1}).frame()
+    assert (frame["update/sampler_trainer_gap"] < 1e-4).all()
+
+
 def test_responses_that_were_cut_off_are_left_out_and_counted(run):
     settings = {"algorithm.mask_truncated": True, "training.steps": 2}
     frame = run("some", **settings).frame()
@@ -283,6 +289,8 @@ def test_another_models_checkpoint_is_refused(run, monkeypatch):
         ({"model.tokenizer": ""}, "config.model.tokenizer: empty"),
         ({"mesh.fsdp": 3}, "config.mesh: data=1 x fsdp=3"),
         ({"rollout.prompts": 10_000}, "config.rollout.prompts: 10000 a step, but there are 64 problems"),
+        ({"rollout.top_k": 20}, "config.rollout.top_k: training needs 0, found 20; the trainer's log-probs are over"),
+        ({"stages": ({}, {"rollout.top_p": 0.9})}, "config.rollout.top_p: training needs 1, found 0.9"),
         ({"algorithm.loss": "gpro"}, "config.algorithm.loss: expected one of"),
         ({"algorithm.advantage": "men"}, "config.algorithm.advantage: expected one of"),
         ({"stages": ({"temperature": "search"},)}, "config.stages: the first stage needs a number"),
