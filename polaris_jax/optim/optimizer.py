@@ -102,6 +102,13 @@ def updates_applied(state: OptState) -> jax.Array:
     return state.inner[-1].count
 
 
+def restart_schedule(state: OptState) -> OptState:
+    """The state with which the learning rate begins anew; nothing else changes."""
+    *links, rate = state.inner
+    counts = jax.tree.map(lambda count: 0 * count, rate.hyperparams_states)
+    return state._replace(inner=(*links, rate._replace(hyperparams_states=counts)))
+
+
 def init_opt_state(optimizer: optax.GradientTransformation, params: Any, dtype: str) -> OptState:
     """Before the first update. dtype: the model's compute dtype; the loss is scaled where it is float16."""
     zero = jnp.zeros((), jnp.int32)

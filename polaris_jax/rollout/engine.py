@@ -204,12 +204,21 @@ class RolloutEngine:
             )
 
 
+def extended(model: ModelConfig, config: ConfigDict) -> ModelConfig:
+    """The model with the context extension that `config`, the section `rollout`, asks for; else as it is.
+
+    A model that is extended already keeps the length that it was trained with, where `yarn_original` sets no other.
+    """
+    if config.yarn_factor <= 1:
+        return model
+    trained = model.yarn.original_max_position_embeddings if model.yarn else model.max_position_embeddings
+    yarn = Yarn(config.yarn_factor, config.yarn_original or trained, config.yarn_attention_factor)
+    return model.replace(yarn=yarn)
+
+
 def sampler_model(model: ModelConfig, config: ConfigDict) -> ModelConfig:
     """The trainer's model as the sampler runs it. config: the section `rollout`."""
-    if config.yarn_factor > 1:
-        yarn = Yarn(config.yarn_factor, model.max_position_embeddings, config.yarn_attention_factor)
-        model = model.replace(yarn=yarn)
-    return model.replace(remat="none")
+    return extended(model, config).replace(remat="none")
 
 
 def _without_resumed(queue: Queue, resumed: Sequence[Rollout]) -> tuple[list[Rollout], Queue]:

@@ -91,11 +91,11 @@ def check_config(config: ConfigDict, workdir: Path, *, allowed: Iterable[str] = 
     """
     known, path, new = dict(configs.flatten(base.get_config())), workdir / "config.json", _plain(config)
     for key in allowed:
-        if not any(_within(name, [key]) for name in known):
+        if not any(configs.within(name, [key]) for name in known):
             raise UserError(f"--allow_changed={key}: no such key{configs.nearest(key, known)}")
     old = _read(path) if path.exists() else new
     changed = {key: f"config.{key}: {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key]}
-    refused = [key for key in changed if not _within(key, (*allowed, *free))]
+    refused = [key for key in changed if not configs.within(key, (*allowed, *free))]
     if refused:
         raise UserError(
             f"{workdir}: the run here has another config: {'; '.join(changed[key] for key in refused)}; give another "
@@ -122,7 +122,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return dict(configs.flatten(ConfigDict(json.loads(config.to_json_best_effort()))))
-
-
-def _within(key: str, sections: Iterable[str]) -> bool:
-    return any(key == section or key.startswith(f"{section}.") for section in sections)

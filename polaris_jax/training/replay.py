@@ -12,6 +12,7 @@ import optax
 
 from polaris_jax import config as configs
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.rollout.engine import extended
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.training.not_finite import SkippedBatch
@@ -45,6 +46,7 @@ def bad_parameters(params: Any) -> dict[str, int]:
 def find(skipped: SkippedBatch, model: ModelConfig, params: Any) -> Iterator[Finding]:
     """Loss and gradient of each sequence alone, on-policy and without the KL term. params: what the update met."""
     config, mesh = configs.override(skipped.config, {"algorithm.kl": 0.0}), make_mesh(skipped.config.mesh)
+    model = extended(model, config.rollout)
     gradient, logprobs_of = make_gradient(model, config, mesh), jax.jit(make_logprobs(model, mesh))
     temperature, scale = np.float32(skipped.temperature), np.float32(1)
     for b, batch in enumerate(skipped.batches):

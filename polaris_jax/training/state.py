@@ -24,9 +24,14 @@ class TrainState(NamedTuple):
     opt_state: OptState
 
 
-def stage_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer of a stage, whose schedule ends with the stage's last update."""
-    return make_optimizer(config.optimizer, config.training.steps * config.updates.minibatches * config.updates.epochs)
+def planned_updates(config: ConfigDict) -> int:
+    """Updates of the optimizer in a stage, where every batch gives some."""
+    return config.training.steps * config.updates.minibatches * config.updates.epochs
+
+
+def stage_optimizer(config: ConfigDict, total_updates: int | None = None) -> optax.GradientTransformation:
+    """The optimizer of a stage. total_updates: after which its schedule ends; None: those of the stage."""
+    return make_optimizer(config.optimizer, total_updates or planned_updates(config))
 
 
 def state_shardings(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> TrainState:

@@ -34,7 +34,9 @@ Metrics = dict[str, float]
 Update = Callable[..., tuple[TrainState, Metrics]]
 
 
-def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None) -> Update:
+def make_update(
+    model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None, total_updates: int | None = None
+) -> Update:
     """Builds `update(state, batches, temperature) -> (state, metrics)`; compiles nothing before its first call.
 
     The loss is `config.algorithm.loss` ("sft" for supervised fine-tuning). Losses and counts are summed over all rows
@@ -44,10 +46,10 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     distribution that the responses were sampled from; 1 for SFT. metrics: floats on the host; means over trained
     tokens where the name does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
     finite changes only the counts in `state.opt_state`; see `check_finite`. reference: parameters that
-    `config.algorithm.kl` pulls towards.
+    `config.algorithm.kl` pulls towards. total_updates: as in `stage_optimizer`.
     """
     minibatches, epochs = config.updates.minibatches, config.updates.epochs
-    gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh)
+    gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh, total_updates)
     alone, logprobs_of = alone_in_rows(mesh, model.dtype), make_logprobs(model, mesh)
     forward = jax.jit(lambda *args: logprobs_of(*args)[0], static_argnums=3, out_shardings=rows_sharding(mesh))
 
@@ -151,13 +153,13 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
     return gradient
 
 
-def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh, total_updates: int | None = None) -> Callable:
     """The jitted `apply(state, grads, totals, usable) -> (state, metrics)`: one optimizer update; state is donated.
 
     grads, totals: of `make_gradient`. usable: bool; where it is False, or the loss or a gradient is not finite, nothing
-    but the counts of skipped updates changes.
+    but the counts of skipped updates changes. total_updates: as in `stage_optimizer`.
     """
-    optimizer, shardings = stage_optimizer(config), state_shardings(model, config, mesh)
+    optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], usable: jax.Array):
         sums, extremes = totals

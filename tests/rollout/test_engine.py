@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from polaris_jax.errors import UserError
+from polaris_jax.models.presets import PRESETS, Yarn
 from polaris_jax.rollout import RolloutEngine, Sampling, replica
+from polaris_jax.rollout.engine import sampler_model
 from polaris_jax.rollout.platforms import PLATFORMS, Platform
 from polaris_jax.rollout.replica import assign
 from tests.rollout.conftest import obvious, random_prompts, rollout_config, trainer_logits
@@ -21,6 +23,22 @@ SAMPLED = Sampling(max_response_tokens=24, stop_ids=(3, 7))
 PROMPTS = random_prompts(4, longest=24)
 LIMITS = np.random.default_rng(1).integers(1, 25, (4, 3))
 slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("own", "longest", "original", "expected"),
+    [
+        (None, 40_960, 0, 40_960),
+        (Yarn(1.5, 40_960, 1.0), 61_440, 0, 40_960),  # as an exported model names it
+        (None, 40_960, 65_536, 65_536),
+        (Yarn(1.5, 40_960, 1.0), 61_440, 65_536, 65_536),
+    ],
+)
+def test_a_context_is_extended_from_the_length_it_was_trained_with(own, longest, original, expected):
+    model = PRESETS["qwen3-4b"].replace(yarn=own, max_position_embeddings=longest)
+    config = rollout_config(yarn_factor=1.5, yarn_original=original)
+    assert sampler_model(model, config).yarn == Yarn(1.5, expected, 1.0)
+    assert sampler_model(model, rollout_config()).yarn == own
 
 
 @pytest.fixture(scope="session")
