@@ -1,4 +1,8 @@
-"""How every script starts: flags are parsed, a user's mistake becomes one line on stderr and exit code 2."""
+"""How every script starts: flags are parsed, a user's mistake becomes one line on stderr and exit code 2.
+
+Whatever takes long to import, such as JAX, a script imports in its `main`: `--help` and a mistake in the flags then do
+not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import is_config_flag
 
+from configs import base
 from polaris_jax.errors import NOT_FINITE, USER_ERROR, NonFiniteUpdates, UserError
-from polaris_jax.sharding import multihost
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of process 0, where not found.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Their number, where not found; 1: this one is alone.")
@@ -27,16 +31,20 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
 
     A `UserError` from `main`, a bad flag, a stray argument or a disk that cannot be written prints `error: ...` in one
     line on stderr and exits with code 2, `NonFiniteUpdates` likewise with 3 (all codes: errors.py). Any other exception
-    keeps its traceback. Where the script is started in several processes they find each other before `main`
-    (`multihost.start`).
+    keeps its traceback. `--help` prints the script's docstring and flags and exits with 0. Where the script is started
+    in several processes they find each other before `main` (`multihost.start`).
     """
 
     def join_and_run(rest: list[str]) -> int | None:
+        from polaris_jax.sharding import multihost
+
         multihost.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
         return main(rest)
 
     def leave(error: Exception, code: int) -> None:
         if flags.FLAGS.is_parsed():  # else the processes have not found each other yet
+            from polaris_jax.sharding import multihost
+
             multihost.leave(error, code, heartbeat_timeout_s=HEARTBEAT.value)
 
     try:
@@ -59,6 +67,9 @@ def _one_line(text: str) -> str:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(_help())
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         for name in flags.FLAGS:
@@ -71,6 +82,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest
+
+
+def _help() -> str:
+    """The script's docstring, which shows typical command lines, its flags, and where the config's keys are."""
+    parts = [(sys.modules["__main__"].__doc__ or "").rstrip(), flags.FLAGS.main_module_help().strip()]
+    if any(is_config_flag(flags.FLAGS[name]) for name in flags.FLAGS):
+        parts.append(f"The config's keys, with their meanings: {base.__file__}")
+    parts.append(flags.FLAGS.module_help(__name__).strip())
+    return "\n\n".join(parts)
 
 
 def _words(error: Exception) -> str:
