@@ -20,6 +20,9 @@ from polaris_jax.errors import NOT_FINITE, USER_ERROR, NonFiniteUpdates, UserErr
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of process 0, where not found.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Their number, where not found; 1: this one is alone.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0, where not found.")
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "Where compiled programs are kept (default: in the user's cache directory); '': nowhere."
+)
 HEARTBEAT = flags.DEFINE_integer("heartbeat_timeout_s", 100, "Silence after which a process counts as lost.")
 
 # A full or read-only disk, where the job cannot go on without writing; nothing of the program is at fault.
@@ -38,6 +41,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     def join_and_run(rest: list[str]) -> int | None:
         from polaris_jax.sharding import multihost
 
+        _keep_programs(COMPILATION_CACHE.value)
         multihost.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
         return main(rest)
 
@@ -59,6 +63,17 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         leave(error, code)
         sys.exit(code)
     sys.exit(0)
+
+
+def _keep_programs(directory: str | None) -> None:
+    import jax
+
+    from polaris_jax.runs.compilation import enable_compilation_cache, users_directory
+
+    if directory is not None:  # what the command line says goes before the environment
+        jax.config.update("jax_compilation_cache_dir", None)
+    if directory != "":
+        enable_compilation_cache(directory or users_directory())
 
 
 def _one_line(text: str) -> str:
