@@ -6,12 +6,16 @@ not wait for it.
 
 from __future__ import annotations
 
+import difflib
 import errno
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import is_config_flag
 
 from configs import base
@@ -86,6 +90,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         print(_help())
         sys.exit(0)
     try:
+        _check_config_files(argv)
         rest = flags.FLAGS(argv)
         for name in flags.FLAGS:
             if is_config_flag(flags.FLAGS[name]):
@@ -108,7 +113,33 @@ def _help() -> str:
     return "\n\n".join(parts)
 
 
+def _check_config_files(argv: Sequence[str]) -> None:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name in flags.FLAGS and is_config_flag(flags.FLAGS[name]):
+            path = Path((value if equals else following).partition(":")[0])
+            if not path.is_file():
+                known = [str(found) for found in sorted({*path.parent.glob("*.py"), *Path("configs").glob("*.py")})]
+                near = difflib.get_close_matches(str(path), known, n=1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none here'}"
+                raise UserError(f"--{name}={path}: no such config file; {meant}")
+
+
 def _words(error: Exception) -> str:
+    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.partition(".")[0] in base.get_config():
+        return f"--{error.flagname}: no such flag; a key of the config is set by --config.{error.flagname}=VALUE"
+    if missing := re.fullmatch(r"flag --(\w+)=None: Flag --\1 must have a value other than None\.", str(error)):
+        return f"--{missing[1]}: missing ({flags.FLAGS[missing[1]].help}); --help shows typical command lines"
+    if wrong := re.match(r"flag --(config\.[\w.]+)=(.*?): (?!Flag)", str(error), re.DOTALL):
+        return f"--{wrong[1]}={wrong[2]}: {_expected(wrong[1]) or str(error)}"
     if error.args and isinstance(error.args[0], Exception):  # config_flags wraps the KeyError of an unknown key
         return _words(error.args[0])
     return f"no such key: {error.args[0]}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+
+
+def _expected(flag: str) -> str:
+    """What kind of value a key of the config takes, with the default of configs/base.py."""
+    value = base.get_config()
+    for part in flag.split(".")[1:]:
+        value = value.get(part) if isinstance(value, ConfigDict) else None
+    return "" if value is None else f"expected {type(value).__name__}, such as {value!r}"

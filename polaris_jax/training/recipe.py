@@ -61,7 +61,7 @@ def run(
     configs.check(config)
     configs.stages(config)
     with hold(workdir) as held:
-        check_config(config, held, allowed=allow_changed)
+        check_config(config, held, allowed=allow_changed, longer=False)  # complete phases are not done again
         write_config(config, held)
         return _run(config, held, announce, allow_changed)
 
