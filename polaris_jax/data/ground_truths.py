@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from polaris_jax.data.rows import RowError, checked_text
-from polaris_jax.rewards.answers import is_nan
 from polaris_jax.rewards.ground_truths import quoted_texts, says_none
 from polaris_jax.rewards.pool import MAX_TEXT
 
@@ -22,7 +21,7 @@ def parse_answers(value: Any) -> tuple[str, ...]:
     "N/A", "see solution") are left out. Raises RowError where nothing is left.
     """
     texts = list(dict.fromkeys(filter(None, _texts(value))))
-    if all(is_nan(text) for text in texts):
+    if not texts:
         raise RowError("answer is empty")
     answers = [text for text in texts if not says_none(text)]
     if not answers:

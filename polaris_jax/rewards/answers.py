@@ -6,7 +6,6 @@ Everything here is linear in the length of the text and runs in the caller's pro
 import re
 from collections.abc import Iterable
 
-from polaris_jax.mathematics.words import plain
 from polaris_jax.rewards.ground_truths import quoted_texts, says_none
 from polaris_jax.rewards.verdict import Reason
 
@@ -70,8 +69,8 @@ def alternatives(answer: object) -> list[str]:
     """
     if isinstance(answer, str):
         if listed := quoted_texts(answer.strip()):
-            return [text for text in listed if text.strip() and not is_nan(text) and not says_none(text)]
-        return [answer] if answer.strip() and not is_nan(answer) and not says_none(answer) else []
+            return [text for text in listed if text.strip() and not says_none(text)]
+        return [answer] if answer.strip() and not says_none(answer) else []
     if isinstance(answer, bytes):
         return alternatives(answer.decode("utf-8", errors="replace"))
     if answer is None or getattr(answer, "ndim", None) == 0 or not isinstance(answer, Iterable):
@@ -81,9 +80,4 @@ def alternatives(answer: object) -> list[str]:
 
 def _number(answer: object) -> list[str]:
     text = str(answer)
-    return [] if answer is None or is_nan(text) or text in ("<NA>", "NaT") else [text]
-
-
-def is_nan(text: str) -> bool:
-    """Whether the text is that of a number that is none."""
-    return len(text) < 40 and plain(text).lower().lstrip("+-") == "nan"
+    return [] if answer is None or says_none(text) or text in ("<NA>", "NaT") else [text]
