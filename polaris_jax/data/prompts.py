@@ -41,7 +41,7 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
     The mask is 1 on the assistant's tokens, the token that ends the turn included. An earlier turn is context only
     (0) where the template renders it otherwise than it was sampled: Qwen3's strips the thoughts of earlier turns, and
     to learn what is left would be to learn answering without thinking; `tokenize_conversations` learns those as well.
-    Where a template drops or changes part of the turn, as R1-Distill's drop its thoughts, what is trained on is the turn
+    Where a template drops or changes part of the turn, as R1-Distill's drop thoughts, what is trained on is the turn
     as the conversation has it. A lone assistant turn follows the template's opening of it. Prompt and response are
     tokenized apart, as when sampling. Raises ValueError when there is no assistant turn.
     """
