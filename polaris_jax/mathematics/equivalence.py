@@ -74,7 +74,7 @@ def _judge_one(box: str, gold: str) -> Comparison:
 
 def _same_by_sympy(box: str, gold: str) -> bool:
     """Whether sympy shows what values did not; it is imported only where there is something for it to do."""
-    if not (may_ask_for_sympy(gold) or may_ask_for_sympy(box)):
+    if not may_ask_for_sympy(gold, box):
         return False
     try:
         trees = [_read(with_single_backslashes(text.strip()), Reading(calculus=True)) for text in (gold, box)]
