@@ -63,6 +63,8 @@ def main(_: list[str]) -> None:
             result = job.run(config, output)
         title = config.model.path or config.model.preset
     console.print(report.table(result.scores, title))
+    for line in report.explained(result.scores):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"scores.json and responses.parquet: {output}", soft_wrap=True)
 
 

@@ -20,7 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.summary import Writer
 from transformers import PreTrainedTokenizerBase
 
+from polaris_jax.evaluation.report import NO_THINK
 from polaris_jax.files import open_steps, read_steps
+from polaris_jax.rewards import Reason
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import in_words
@@ -95,7 +97,7 @@ class MetricsLogger:
         _, self._samples = open_steps(workdir / "samples.jsonl", start)
         if len(self.rows) != start:
             logging.warning("%s/metrics.jsonl: holds %d of the %d steps before", workdir, len(self.rows), start)
-        self._full, self._tensorboard, self._drawn = False, None, 0
+        self._full, self._tensorboard, self._drawn, self._warned = False, None, 0, False
         self._write_tensorboard()
         self._console = Console(quiet=not multihost.is_writer())
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
@@ -126,7 +128,8 @@ class MetricsLogger:
         self._progress.update(self._task, text=in_words(what, done, total))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of a finished step."""
+        """Records the metrics of a finished step, and warns of rewards that are low for another reason than answers."""
+        self._warn_once(step, metrics)
         row = {"step": step, **metrics}
         self.rows.append(row)
         self._metrics.add(row)
@@ -152,6 +155,18 @@ class MetricsLogger:
     def history(self) -> History:
         """All rows so far."""
         return History(tuple(self.rows), self._workdir)
+
+    def _warn_once(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not self._warned and multihost.is_writer():
+            if metrics.get(f"verdict/{Reason.NO_THINK_END}") == 1:
+                logging.warning("step %d: %s", step, NO_THINK)
+                self._warned = True
+            if metrics.get("cut_off", 0) > 0.5:
+                logging.warning(
+                    "step %d: %.0f%% of the responses were cut off at config.rollout.max_response_tokens; a higher "
+                    "limit lets them end", step, 100 * metrics["cut_off"],
+                )  # fmt: skip
+                self._warned = True
 
     def _flush(self) -> None:
         try:
