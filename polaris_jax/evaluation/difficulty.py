@@ -74,6 +74,7 @@ def run(config: ConfigDict, output: str | Path) -> Difficulty:
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
     with (
         hold(output) as held,
+        supervision.display("difficulty"),
         supervision.supervised(config, output) as states,
         Journal(path, settings, PassRate) as journal,
         verifier_pool(stage) as pool,

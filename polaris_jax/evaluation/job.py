@@ -51,6 +51,7 @@ def run(config: ConfigDict, output: str | Path) -> Evaluation:
     path, settings = Path(output) / "responses.jsonl", response_settings(config)
     with (
         hold(output) as held,
+        supervision.display("evaluation"),
         supervision.supervised(config, output) as states,
         Journal(path, settings, Record) as journal,
         verifier_pool(config) as verifier,

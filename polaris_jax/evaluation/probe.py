@@ -57,7 +57,7 @@ def run(
     config = with_think_rule(config, tokenizer)
     at = {t: configs.override(config, {"evaluation.temperature": t}) for t in sorted(set(temperatures))}
     rows = []
-    with hold(output) as held, verifier_pool(config) as verifier:
+    with hold(output) as held, supervision.display("probe"), verifier_pool(config) as verifier:
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, job.engine_config(config))

@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     Raises UserError, before anything is compiled, where config, data, model and workdir do not fit together.
     """
     configs.check(config)
-    with hold(workdir) as held:
+    with hold(workdir) as held, supervision.display("GRPO"):
         return _run(config, held, allow_changed)
 
 
@@ -77,7 +77,6 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
         checkpoints,
         verifier_pool(with_think_rule(config, tokenizer)) as verifier,
         MetricsLogger(workdir, "GRPO", total, start, shown) as log,
-        supervision.showing(log.phase),
     ):
         states["verifier"] = verifier.state
         for index in range(host.stage, len(stages)):

@@ -16,7 +16,6 @@ import pandas as pd
 from absl import logging
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.summary import Writer
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +24,8 @@ from polaris_jax.files import open_steps, read_steps
 from polaris_jax.rewards import Reason
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
-from polaris_jax.supervision import in_words
+from polaris_jax.supervision import heartbeat
+from polaris_jax.supervision.progress import STEPS
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -85,14 +85,15 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLogger:
-    """Writes a run's metrics and samples, and draws its progress: in one process of several. A context manager.
+    """Writes a run's metrics and samples, and prints some of them: in one process of several. A context manager.
 
     workdir: the run's directory; total: steps of the run; start: the step it resumes from, later rows are dropped.
-    shown: the metrics beside the progress bar. While the disk is full, rows are kept in memory.
+    shown: the metrics that are printed. While the disk is full, rows are kept in memory.
     """
 
     def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
-        self._workdir, self._shown, self._done, self._total = workdir, shown, start, total
+        self._workdir, self._title, self._shown = workdir, title, shown
+        self._done, self._total = start, total
         self.rows, self._metrics = open_steps(workdir / "metrics.jsonl", start)
         _, self._samples = open_steps(workdir / "samples.jsonl", start)
         if len(self.rows) != start:
@@ -100,13 +101,9 @@ class MetricsLogger:
         self._full, self._tensorboard, self._drawn, self._warned = False, None, 0, False
         self._write_tensorboard()
         self._console = Console(quiet=not multihost.is_writer())
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
-        self._task = self._progress.add_task(title, total=total, completed=start, text="")
 
     def __enter__(self) -> MetricsLogger:
-        if self._console.is_terminal:
-            self._progress.start()
+        heartbeat(STEPS, self._done, self._total)
         if self._done == self._total:
             self._console.print(
                 f"{self._workdir}: finished, all {self._total} steps were done before; given more steps, it resumes",
@@ -115,17 +112,12 @@ class MetricsLogger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
         self._flush()
         self._metrics.close()
         self._samples.close()
         if self._tensorboard:
             with suppress(OSError):
                 self._tensorboard.close()
-
-    def phase(self, what: str, done: int | None = None, total: int | None = None) -> None:
-        """Shows what the current step is doing, such as "612 of 1024 rollouts"."""
-        self._progress.update(self._task, text=in_words(what, done, total))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of a finished step, and warns of rewards that are low for another reason than answers."""
@@ -136,11 +128,10 @@ class MetricsLogger:
         self._flush()
         self._write_tensorboard()
         text = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in self._shown if name in metrics)
-        self._progress.update(self._task, completed=step, text=text)
-        total = self._progress.tasks[0].total or step
-        if not self._console.is_terminal and (step == total or step % max(1, int(total) // 20) == 0):
+        heartbeat(STEPS, step, self._total)
+        if step == self._total or step % max(1, self._total // 20) == 0:
             with suppress(OSError):  # of a log file on the same full disk
-                self._console.print(f"{self._progress.tasks[0].description} {step}/{int(total)}  {text}")
+                self._console.print(f"{self._title} {step}/{self._total}  {text}")
 
     def sample(self, record: Mapping[str, Any]) -> None:
         """Adds one response to samples.jsonl."""
