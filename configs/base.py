@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     c.reward.workers = 4
     c.reward.timeout_s = 2.0
     c.reward.memory_gib = 2.0  # of address space a worker
-    c.reward.require_think = True  # only text after the last </think> counts
+    c.reward.require_think = "auto"  # whether only text after </think> counts: yes, no; auto: as the chat template is
 
     c.training = ConfigDict()
     c.training.steps = 100

@@ -94,6 +94,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "optimizer.betas": _tuple_of("two numbers below 1", float, lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1),
     **{f"mesh.{axis}": _AXIS for axis in AXES},
     "reward.workers": _AT_LEAST_ONE,
+    "reward.require_think": _one_of(("auto", "yes", "no")),
     "reward.timeout_s": _POSITIVE,
     "reward.memory_gib": ("at least 0.0625, for Python itself", lambda value: value * 2**30 >= MIN_MEMORY_BYTES),
     **{f"training.{key}": _AT_LEAST_ONE for key in ("steps", "checkpoint_every", "keep")},

@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     fit together.
     """
     configs.check(config)
-    with hold(workdir) as held:
+    with hold(workdir) as held, supervision.display("SFT"):
         return _run(config, held, allow_changed)
 
 
@@ -82,7 +82,6 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}
             metrics = packing | metrics | speed | {"seconds/checkpoint": checkpoints.seconds}
             log.write(step, metrics)
-            supervision.heartbeat("step", step, steps)
             skipped = metrics["skipped"] > 0  # a replay needs this state
             if skipped and is_writer():
                 not_finite.keep(workdir, step - 1, batches, 1.0, config)

@@ -132,6 +132,7 @@ def sample_batch(stage: Stage, params: Any, prompts: Sequence[Prompt], step: int
     store = stage.workdir and stage.workdir / "rollouts" / f"{step}.{jax.process_index()}"
     seed, total = step_seed(stage.config.seed, step), len(prompts) * samples
     found = {}
+    heartbeat("rollouts", 0, total)
     for scored in sample(stage.sampler, params, prompts, samples, stage.sampling, seed, store=store):
         found[scored.problem.id, scored.rollout.sample] = scored
         heartbeat("rollouts", len(found), total)

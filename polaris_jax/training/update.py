@@ -144,7 +144,7 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
     def gradient(params, rows, temperature, loss_scale, trained=None):
         grads, totals = zeros(params), None
         for number, (batch, count) in enumerate(zip(rows, trained or [None] * len(rows), strict=True), start=1):
-            heartbeat("update", number, len(rows))
+            heartbeat("batches of the update", number, len(rows))
             grads, new = accumulate(grads, params, batch, temperature, loss_scale, count)
             totals = new if totals is None else merge(totals, new)
             after_batch((grads, totals))
