@@ -6,6 +6,7 @@ from polaris_jax.mathematics.primaries import PrimaryReader
 from polaris_jax.mathematics.tokens import MAX_DEPTH, Unreadable
 
 FACTOR_STARTS = frozenset(["num", "sym", "const", "func", "cmd", "open", "accent", "prefix", "begin", "currency"])
+_ENDS = frozenset(["colon", "mid", "sep", "close", "bar", "row"])
 _MARKS = frozenset(["deg", "'", "+", "-", "*"])  # superscripts that are no exponents
 
 
@@ -186,7 +187,8 @@ class ExpressionReader(PrimaryReader):
             if not braced:
                 break
         closed = not braced or (at < len(self.tokens) and self.tokens[at].text == "}")
-        if not marks or not closed or (marks in ("+", "-") and not braced and self.tokens[at : at + 1]):
+        ended = at >= len(self.tokens) or self.tokens[at].kind in _ENDS
+        if not marks or not closed or (marks in ("+", "-") and not braced and not ended):
             return ""
         self.at = at + braced
         return marks
