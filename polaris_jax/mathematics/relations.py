@@ -57,7 +57,8 @@ def is_named(node: n.Node) -> bool:
         return all(is_named(part) and getattr(part, "name", "mul") not in ("div", "add") for part in node.args)
     if node.name == "add":
         return all(is_named(part) and not (isinstance(part, n.Sym) and not _is_angle(part)) for part in node.args)
-    return node.name in _OF_ANGLES and _is_angle(node.args[0])
+    angles = [part for part in n.walk(node) if isinstance(part, n.Sym)]
+    return node.name in _OF_ANGLES and bool(angles) and all(map(_is_angle, angles))
 
 
 def _is_segment(node: n.Node) -> bool:
