@@ -7,7 +7,7 @@ def get_config() -> ConfigDict:
     """The defaults of all jobs."""
     c = ConfigDict()
     c.seed = 0
-    c.stages = ()  # overrides of the keys below, one dict a stage: dict(name=..., steps=..., temperature=...)
+    c.stages = ()  # overrides, one dict a stage: dict(name=..., steps=..., temperature=...); of which keys: config.py
 
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face directory or hub name, or a directory made by experiments/import_hf.py
@@ -20,23 +20,25 @@ def get_config() -> ConfigDict:
     c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
     c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
     c.data.drop_above = 0.9  # at a stage's end problems with a higher accuracy are dropped; 1: none
+    c.data.drop_by = "mean"  # mean: over a stage's visits, as the released script does; last: of the last visit
     c.data.max_prompt_tokens = 1024  # longer prompts are dropped and counted; benchmarks keep all of theirs
 
     c.rollout = ConfigDict()
     c.rollout.prompts = 128  # per step
     c.rollout.samples = 8  # per prompt
     c.rollout.temperature = 1.0
-    c.rollout.top_p = 1.0
+    c.rollout.top_p = 1.0  # another, or a top_k, where difficulty is measured only: training is refused with it
     c.rollout.top_k = 0  # 0: off
     c.rollout.max_response_tokens = 4096
     c.rollout.slots = 256  # sequences decoded at once
-    c.rollout.devices = 0  # the last so many sample the next batch while the others learn, with recorded old_logprobs
+    c.rollout.devices = 0  # the last so many sample the next batch while the others learn from this one
     c.rollout.page_size = 64  # tokens
     c.rollout.weights = ""  # "": in the model's dtype; int8 or fp8: projections in 8 bits, and importance weights
     c.rollout.cache_dtype = ""  # "": the model's dtype
     c.rollout.cache_gib = 0.0  # page pool in GiB a device; 0: enough for every slot's longest sequence
     c.rollout.tokens_per_call = 32  # decoded on the device between two looks by the host
-    c.rollout.yarn_factor = 1.0  # of context extension at inference; 1: off
+    c.rollout.yarn_factor = 1.0  # of context extension, in sampling and in the update; 1: off
+    c.rollout.yarn_original = 0  # tokens that it extends; 0: what the model was trained with, as its own config says
     c.rollout.yarn_attention_factor = 1.0  # on cos and sin; the recipe found YaRN's own worse
 
     c.search = ConfigDict()  # of the temperature that restores the diversity at the start of training
@@ -51,14 +53,15 @@ def get_config() -> ConfigDict:
     c.algorithm.aggregation = "token"  # token: mean over all response tokens; sequence: mean of means; constant
     c.algorithm.clip = (0.2, 0.28)  # below, above (DAPO, arXiv 2503.14476)
     c.algorithm.dual_clip = 0.0  # bound on the ratio where the advantage is negative; 0: off
-    c.algorithm.old_logprobs = "trainer"  # trainer; recorded: ratios to the sampler's recorded log-probs
-    c.algorithm.importance_cap = 0.0  # of the weight from sampler to trainer; 0: no weight, or 2 with rollout.weights
+    c.algorithm.old_logprobs = "trainer"  # trainer; recorded: ratios to the log-probs that the sampler recorded
+    c.algorithm.importance_cap = 0.0  # of weights from the sampler to old_logprobs; 0: none, or 2 with rollout.weights
     c.algorithm.kl = 0.0  # coefficient of the k3 KL to the reference model; 0: no reference
     c.algorithm.rescue = True  # a group that failed gets a right response of an earlier visit (rl/exploration.py)
     c.algorithm.rescue_buffer = 65_536  # problems of which one right response is kept for that
     c.algorithm.substitute = True  # groups of equal rewards are replaced by copies of mixed ones
     c.algorithm.min_mixed = 0.0  # no update at this share of mixed groups or less (released code: 1/3); 0: off
     c.algorithm.overlong_buffer = 0  # tokens before the limit over which the reward falls by 1 (DAPO); 0: off
+    c.algorithm.mask_truncated = False  # responses that were cut off at the limit are left out of the loss
 
     c.updates = ConfigDict()
     c.updates.row_lengths = (1024, 4096)  # packed rows have one of these lengths
@@ -68,13 +71,15 @@ def get_config() -> ConfigDict:
     c.updates.max_skipped = 10  # updates that were not finite, in a row, before the run stops
 
     c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw, muon, lion or sgd (with momentum): optim/optimizer.py
     c.optimizer.learning_rate = 1e-6
     c.optimizer.schedule = "constant"  # constant, or cosine to a tenth
+    c.optimizer.schedule_span = "run"  # run: one schedule over all stages; stage: it starts anew in each
     c.optimizer.warmup_steps = 0
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.weight_decay = 0.01
     c.optimizer.clip_norm = 1.0  # 0: off
-    c.optimizer.moments = "float32"  # how Adam's are kept; bfloat16: half of it, int8: a quarter
+    c.optimizer.moments = "float32"  # how AdamW's are kept; bfloat16: half of it, int8: a quarter
 
     c.mesh = ConfigDict()
     c.mesh.data = 1

@@ -34,6 +34,7 @@ def get_config():
     c.evaluation.top_k = 20
     c.evaluation.max_response_tokens = 90_000
     c.evaluation.yarn_factor = 1.5  # write-up: length extrapolation; not said for which models
+    c.rollout.yarn_original = 65_536  # ours: 90,000 tokens need 65,536 x 1.5; the model's own 40,960 would give 61,440
     c.evaluation.benchmarks = ("aime24:32", "aime25:32", "amc23:8", "minerva:4", "olympiad:4")  # results' table
 
     # Lengths, temperatures and validation temperatures of stage1.sh and stage2.sh. Steps are not published: base's.

@@ -34,6 +34,7 @@ def get_config():
     c.evaluation.top_k = 20
     c.evaluation.max_response_tokens = 90_000
     c.evaluation.yarn_factor = 1.5  # write-up: length extrapolation, at inference alone
+    c.rollout.yarn_original = 65_536  # ours: 90,000 tokens need 65,536 x 1.5; the model's own 40,960 would give 61,440
     c.evaluation.benchmarks = ("aime24:32", "aime25:32", "amc23:8", "minerva:4", "olympiad:4")
 
     # Only the sum of the steps is published; equal thirds are our choice.

@@ -35,7 +35,7 @@ FLOORS = (
 APART = ({"rl", "rollout"},)  # rooms of a line that do not know each other
 # What one platform wants otherwise lies in the rooms of kernels and planning, and in files that say so.
 EDGE = re.compile(r"(^|/)(ops|plan|gpu_check)/|(^|/)(cpu|platforms?|host_memory|multihost)\.py$")
-PLATFORM_WORDS = re.compile(r"\bcpus?\b|\broomy\b|\bmerged\b|\bin_pieces\b|\bmalloc\b", re.IGNORECASE)
+PLATFORM_WORDS = re.compile(r"\bcpus?\b|\broomy\b|\bin_pieces\b|\bmalloc\b", re.IGNORECASE)
 STORY = ("training/loop.py", "training/step.py", "training/update.py", "rl/update.py", "rl/gradients.py")
 
 

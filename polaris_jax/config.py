@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from configs import base
 from polaris_jax.errors import UserError, redact
 from polaris_jax.models.transformer import REMAT_POLICIES
-from polaris_jax.optim.optimizer import SCHEDULES
+from polaris_jax.optim.moments import MOMENTS
+from polaris_jax.optim.optimizer import KEEPS_MOMENTS, OPTIMIZERS, SCHEDULES
 from polaris_jax.rewards.pool import MIN_MEMORY_BYTES
 from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.losses import LOSSES
@@ -29,6 +30,18 @@ STAGE_KEYS = {
     "temperature": "rollout.temperature",
     "max_response_tokens": "rollout.max_response_tokens",
 }
+
+# What a stage may change: whole sections, and single keys of others. All else belongs to the run: it is read once, or
+# decides what a checkpoint holds.
+PER_STAGE = (
+    "rollout", "search", "algorithm", "updates", "mesh", "evaluation",
+    "model.remat",
+    "data.train", "data.drop_above", "data.drop_by", "data.max_prompt_tokens",
+    "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps",
+    "optimizer.betas", "optimizer.weight_decay", "optimizer.clip_norm",
+    "training.steps", "training.checkpoint_every", "training.checkpoint_minutes",
+    "training.evaluate_every", "training.log_samples",
+)  # fmt: skip
 
 DTYPES = ("bfloat16", "float16", "float32")
 LARGEST = 2**31 - 1  # no size, step, seed or rate that makes sense passes an int32
@@ -55,6 +68,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "model.dtype": _one_of(DTYPES),
     "model.remat": _one_of(REMAT_POLICIES),
     "data.max_prompt_tokens": _AT_LEAST_ONE,
+    "data.drop_by": _one_of(("mean", "last")),
     **{f"rollout.{key}": _AT_LEAST_ONE for key in ("prompts", "samples", "max_response_tokens", "slots")},
     **{f"rollout.{key}": _AT_LEAST_ONE for key in ("tokens_per_call", "yarn_factor")},
     **{f"rollout.{key}": _POSITIVE for key in ("temperature", "yarn_attention_factor")},
@@ -73,7 +87,10 @@ CONSTRAINTS: dict[str, Constraint] = {
     "algorithm.min_mixed": ("a share below 1", lambda value: 0 <= value < 1),
     "updates.row_lengths": _tuple_of("one or more lengths of at least 1", int, lambda v: v and min(v) >= 1),
     **{f"updates.{key}": _AT_LEAST_ONE for key in ("rows", "minibatches", "epochs", "max_skipped")},
+    "optimizer.name": _one_of(OPTIMIZERS),
     "optimizer.schedule": _one_of(SCHEDULES),
+    "optimizer.schedule_span": _one_of(("run", "stage")),
+    "optimizer.moments": _one_of(MOMENTS),
     "optimizer.betas": _tuple_of("two numbers below 1", float, lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1),
     **{f"mesh.{axis}": _AXIS for axis in AXES},
     "reward.workers": _AT_LEAST_ONE,
@@ -129,6 +146,14 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.{key}: missing; start from configs/base.py")
     if found["rollout.samples"] < 2 and found["algorithm.loss"] != "sft":
         raise UserError("config.rollout.samples: expected at least 2, found 1; a group of one has no advantage")
+    name, kept = found["optimizer.name"], found["optimizer.moments"]
+    if kept != "float32" and name not in KEEPS_MOMENTS:
+        raise UserError(f"config.optimizer.moments: expected float32, found {kept!r}; {name} keeps no others")
+    if found["algorithm.importance_cap"] and found["algorithm.old_logprobs"] == "recorded":
+        raise UserError(
+            "config.algorithm.importance_cap: weights lead from the sampler to the trainer's old log-probs, but with "
+            'old_logprobs="recorded" ratios are taken to the sampler\'s; leave one of the two as it is by default'
+        )
     for stage in config.stages:
         _stage_overrides(stage, known)
 
@@ -146,6 +171,17 @@ def stages(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
     ]
 
 
+def check_followed(stages: Iterable[ConfigDict]) -> None:
+    """Raises UserError where a stage would sample from another distribution than the trainer's log-probs are of."""
+    for stage in stages:
+        for key, off in (("top_k", 0), ("top_p", 1)):
+            if stage.rollout[key] != off:
+                raise UserError(
+                    f"config.rollout.{key}: training needs {off}, found {stage.rollout[key]}; the trainer's log-probs "
+                    f"are over all tokens, so that every ratio would be wrong. config.evaluation.{key} may be otherwise"
+                )
+
+
 def _stage_overrides(stage: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     resolved = {STAGE_KEYS.get(key, key): value for key, value in stage.items() if key != "name"}
     if resolved.get("rollout.temperature") == "search":
@@ -153,6 +189,11 @@ def _stage_overrides(stage: Mapping[str, Any], known: Mapping[str, Any]) -> dict
     for key, value in resolved.items():
         if key not in known:
             raise UserError(f"config.stages: no such key `{key}`{nearest(key, {**STAGE_KEYS, **known})}")
+        if not within(key, PER_STAGE):
+            raise UserError(
+                f"config.stages: `{key}` is the whole run's, a stage cannot change it; it may change "
+                f"{', '.join(PER_STAGE)}"
+            )
         _check_value(key, value, known)
     return resolved
 
@@ -185,6 +226,11 @@ def _is_band(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
     return all(_same_type(part, 0.0) for part in value) and 0 <= value[0] <= value[1]
+
+
+def within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `sections`, which may be keys themselves, or lies in one."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def nearest(key: Any, known: Mapping[str, Any]) -> str:

@@ -50,6 +50,11 @@ def test_wrong_types_and_values_are_refused(key, value, words):
         configs.override(base.get_config(), {key: value})
 
 
+def test_importance_weights_and_recorded_ratios_exclude_each_other():
+    with pytest.raises(UserError, match=r"config.algorithm.importance_cap: weights lead from the sampler"):
+        configs.override(base.get_config(), {"algorithm.importance_cap": 2.0, "algorithm.old_logprobs": "recorded"})
+
+
 def test_an_int_is_taken_where_a_float_is_meant():
     assert configs.override(base.get_config(), {"rollout.temperature": 1}).rollout.temperature == 1
 
@@ -87,6 +92,8 @@ def test_qwen3_is_evaluated_as_released():
     for name in ("polaris_1p7b", "polaris_4b"):
         c = configs.load(CONFIGS / f"{name}.py").evaluation
         assert (c.temperature, c.top_k, c.top_p, c.max_response_tokens, c.yarn_factor) == (1.4, 20, 1.0, 90_000, 1.5)
+        config = configs.load(CONFIGS / f"{name}.py")
+        assert config.rollout.yarn_original * c.yarn_factor >= config.data.max_prompt_tokens + 90_000
 
 
 def test_a_stage_but_the_first_may_search_its_temperature():
@@ -114,6 +121,17 @@ def test_the_recipes_configs_hold_the_released_values(name):
         assert s.data.max_prompt_tokens == 1024
         longest = s.data.max_prompt_tokens + s.rollout.max_response_tokens
         assert max(s.updates.row_lengths) >= longest - 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["seed", "model.path", "model.dtype", "data.suffix", "optimizer.moments", "reward.timeout_s", "training.keep",
+     "sft.steps", "difficulty.samples"],
+)  # fmt: skip
+def test_a_stage_cannot_change_what_is_the_whole_runs(key):
+    value = dict(configs.flatten(base.get_config()))[key]
+    with pytest.raises(UserError, match=f"config.stages: `{key}` is the whole run's, a stage cannot change it"):
+        configs.override(base.get_config(), {"stages": ({key: value},)})
 
 
 def test_a_config_without_stages_is_one_stage():

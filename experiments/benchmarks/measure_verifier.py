@@ -46,6 +46,16 @@ def ours(cases: list[Case], workers: int) -> dict[str, float]:
     return result | {"cases_per_second_per_worker": len(cases) / seconds / workers}
 
 
+def right_by_kind(cases: list[Case], workers: int) -> dict[str, str]:
+    """How many of each kind's cases (`kind`, where a case names it) this package judges rightly, as "3 of 4"."""
+    with VerifierPool(workers) as pool:
+        futures = [pool.submit(case["response"], case["answer"]) for case in cases]
+        right = [future.result().correct == bool(case["correct"]) for future, case in zip(futures, cases, strict=True)]
+    kinds = [case.get("kind", "cases") for case in cases]
+    found = {kind: [ok for name, ok in zip(kinds, right, strict=True) if name == kind] for kind in kinds}
+    return {kind: f"{sum(verdicts)} of {len(verdicts)}" for kind, verdicts in found.items()}
+
+
 def math_verify(cases: list[Case]) -> dict[str, float]:
     """math-verify's figures, in this process, fed the last box after `</think>` as this package finds it."""
 

@@ -48,9 +48,8 @@ def ours(limits: np.ndarray, slots: int) -> tuple[float, dict[str, float]]:
     mesh = make_mesh()
     engine, params = RolloutEngine(MODEL, mesh, config), sharded_params(MODEL, mesh, 0)
     rng = np.random.default_rng(1)
-    prompts = [
-        Prompt(Problem(str(i), "", ()), rng.integers(0, 4096, PROMPT).astype(np.int32)) for i in range(len(limits))
-    ]
+    tokens = rng.integers(0, 4096, (len(limits), PROMPT)).astype(np.int32)
+    prompts = [Prompt(Problem(str(i), "", ()), row) for i, row in enumerate(tokens)]
     sampling = Sampling(max_response_tokens=int(limits.max()))
     rates = []
     for seed in range(REPEATS.value + 1):

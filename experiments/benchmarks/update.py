@@ -22,7 +22,8 @@ from absl import app, flags
 from workloads import MODEL, PROMPT, ROW_LENGTHS, ROWS, response_lengths, transformers_model
 
 from configs.base import get_config
-from polaris_jax.models.flops import matmul_peak, update_flops
+from polaris_jax.models.flops import update_flops
+from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training.state import init_state

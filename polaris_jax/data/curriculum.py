@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from polaris_jax.types import Group, Prompt, Rollout
+from polaris_jax.types import Group, Problem, Prompt, Rollout
 
 T = TypeVar("T")
 
@@ -19,6 +21,7 @@ class Curriculum:
 
     epoch, position: how many problems of which epoch have been drawn.
     accuracy: problem id -> share of correct rollouts at its last visit.
+    rollouts, right: problem id -> how many this stage has sampled so far, and how many of them were right.
     dropped: ids of problems that are not visited any more.
     solutions: problem id -> a right response of the newest visit that had one, the least recently written first; kept
         for rollout rescue (`rl/exploration.py`).
@@ -27,6 +30,8 @@ class Curriculum:
     epoch: int = 0
     position: int = 0
     accuracy: dict[str, float] = field(default_factory=dict)
+    rollouts: dict[str, int] = field(default_factory=dict)
+    right: dict[str, int] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     solutions: Mapping[str, Rollout] = field(default_factory=dict)
 
@@ -53,7 +58,28 @@ def draw(
 
 def visited(curriculum: Curriculum, groups: Iterable[Group]) -> Curriculum:
     """The curriculum with the accuracies of these visits."""
-    return replace(curriculum, accuracy=curriculum.accuracy | {g.problem.id: g.accuracy for g in groups})
+    accuracy, rollouts, right = dict(curriculum.accuracy), Counter(curriculum.rollouts), Counter(curriculum.right)
+    for group in groups:
+        name = group.problem.id
+        accuracy[name] = group.accuracy
+        rollouts[name] += len(group.rewards)
+        right[name] += int((group.rewards == 1).sum())
+    return replace(curriculum, accuracy=accuracy, rollouts=dict(rollouts), right=dict(right))
+
+
+def new_stage(curriculum: Curriculum) -> Curriculum:
+    """The curriculum of a stage that has visited nothing yet."""
+    return replace(curriculum, rollouts={}, right={})
+
+
+def accuracy_of(curriculum: Curriculum, problem: Problem, by: str) -> float | None:
+    """What is known of a problem: by "mean" over this stage's visits, or by "last", that of its last visit.
+
+    Where this stage has not visited it, the last visit counts, else `Problem.accuracy`.
+    """
+    if by == "mean" and problem.id in curriculum.rollouts:
+        return curriculum.right[problem.id] / curriculum.rollouts[problem.id]
+    return curriculum.accuracy.get(problem.id, problem.accuracy)
 
 
 def remaining(curriculum: Curriculum, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -62,16 +88,27 @@ def remaining(curriculum: Curriculum, prompts: Sequence[Prompt]) -> list[Prompt]
     return [prompt for prompt in prompts if prompt.problem.id not in dropped]
 
 
-def drop_easy(curriculum: Curriculum, prompts: Sequence[Prompt], above: float, least: int) -> Curriculum:
-    """Drops the problems whose accuracy is more than `above`, for good, and begins a new epoch where there are any.
+def new_epoch(curriculum: Curriculum) -> Curriculum:
+    """The curriculum at the beginning of its next epoch."""
+    return replace(curriculum, epoch=curriculum.epoch + 1, position=0)
 
-    The accuracy is that of the last visit, or `Problem.accuracy` where there was none; what was never measured stays.
-    At least `least` problems remain, so that a step has enough: the hardest of the easy ones stay.
+
+def drop_easy(
+    curriculum: Curriculum, prompts: Sequence[Prompt], data: ConfigDict, *, coming: Sequence[Prompt], least: int
+) -> Curriculum:
+    """Drops the problems whose accuracy is over `drop_above`, for good, and begins a new epoch where there are any.
+
+    prompts, data: of the stage that ends, data being that section of its config; `drop_by` says which accuracy, as in
+    `accuracy_of`, and what was never measured stays. coming: prompts of the stage that begins, often the same ones.
+    At least `least` of those that come remain, so that a step has enough: the hardest of the easy ones stay.
     """
     remain = [prompt.problem for prompt in remaining(curriculum, prompts)]
-    accuracies = {problem.id: curriculum.accuracy.get(problem.id, problem.accuracy) for problem in remain}
-    easy = [name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > above]
-    easy = sorted(easy, key=lambda name: -accuracies[name])[: max(len(remain) - least, 0)]
-    if not easy:
+    accuracies = {problem.id: accuracy_of(curriculum, problem, data.drop_by) for problem in remain}
+    easy = [name for name, accuracy in accuracies.items() if accuracy is not None and accuracy > data.drop_above]
+    needed = {prompt.problem.id for prompt in remaining(curriculum, coming)}
+    hardest_last = sorted((name for name in easy if name in needed), key=lambda name: -accuracies[name])
+    stay = set(hardest_last[max(len(needed) - least, 0) :])
+    dropped = [name for name in easy if name not in stay]
+    if not dropped:
         return curriculum
-    return replace(curriculum, epoch=curriculum.epoch + 1, position=0, dropped=(*curriculum.dropped, *easy))
+    return new_epoch(replace(curriculum, dropped=(*curriculum.dropped, *dropped)))

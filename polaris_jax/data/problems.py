@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from polaris_jax.data.rows import RowError, collect, summary
+from polaris_jax.data.ground_truths import parse_answers
+from polaris_jax.data.instructions import without_instructions
+from polaris_jax.data.rows import RowError, checked_text, collect, summary
 from polaris_jax.errors import UserError
-from polaris_jax.rewards.answers import alternatives
-from polaris_jax.rewards.pool import MAX_TEXT
 from polaris_jax.types import Problem
 
 SUFFIX = r"Let's think step by step and output the final answer within \boxed{}."
 BENCHMARKS = ("aime24", "aime25", "amc23", "minerva", "olympiad")
 QUESTION_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "answers", "solutions", "ground_truth")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message
 ROLES = ("system", "user", "assistant", "tool")
 
-# Instructions that datasets end their questions with; the suffix takes their place. The second is AReaL-boba's.
-_INSTRUCTIONS = (SUFFIX, r"Please reason step by step, and put your final answer within \boxed{}.")
 _CHAT_MARKS = re.compile(r"^\s*<｜User｜>|<｜Assistant｜>\s*(<think>)?\s*$")  # AReaL-boba's questions wear a template
 
 
@@ -73,8 +72,8 @@ def chat_rows(source: str | Path, *, skipped: list[str] | None = None) -> list[l
     """The conversations of a dataset with `messages`: lists of {role, content}, to learn the assistant's turns from.
 
     source, skipped and errors are as for `load_problems`. A row is skipped unless it has messages whose role is system,
-    user, assistant or tool and whose content is a text, the last one the assistant's. A message's `reasoning_content`
-    is kept where it is a text.
+    user, assistant or tool and whose content is a text, the last one the assistant's. A message's thoughts, under
+    `reasoning_content`, `reasoning` or `thinking`, are kept as `reasoning_content` where they are a text.
     """
     return [messages for _, messages in collect(source, parse_chat, skipped=skipped)]
 
@@ -85,13 +84,16 @@ def problem_id(question: str) -> str:
 
 
 def bare_question(question: str, suffix: str = SUFFIX) -> str:
-    """The question without the suffix, other instructions of that kind, and template marks around it."""
+    """The question without the suffix, other instructions, and template marks around it."""
+    words = suffix.split()
+    ending = re.compile(r"\s+".join(map(re.escape, words)) + r"\s*$") if words else None
     before = None
     while question != before:
         before = question
         question = _CHAT_MARKS.sub("", question).strip()
-        for instruction in (suffix, *_INSTRUCTIONS):
-            question = question.removesuffix(instruction.strip())
+        if ending is not None:
+            question = ending.sub("", question)
+        question = without_instructions(question)
     return question
 
 
@@ -111,17 +113,6 @@ def parse_problem(row: dict[str, Any], *, suffix: str = SUFFIX, source: str = ""
     )
 
 
-def parse_answers(value: Any) -> tuple[str, ...]:
-    """A ground truth as a tuple of distinct texts: from a text, a number or a list of either. Raises RowError."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    answers = dict.fromkeys(filter(None, map(_answer, values)))
-    if not alternatives(list(answers)):
-        raise RowError("answer is empty")
-    if (size := sum(map(len, answers))) > MAX_TEXT:
-        raise RowError(f"answer has {size:,} characters, the verifier reads {MAX_TEXT:,}")
-    return tuple(answers)
-
-
 def parse_chat(row: dict[str, Any]) -> list[dict[str, str]]:
     """One row's `messages`, checked (see `chat_rows`). Raises RowError."""
     messages = row.get("messages")
@@ -139,17 +130,18 @@ def _message(message: Any, number: int) -> dict[str, str]:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, dict) else message
         raise RowError(f"message {number} has the role {role!r}, expected one of {', '.join(ROLES)}")
-    content = _text(message.get("content"), f"content of message {number}")
+    content = checked_text(message.get("content"), f"content of message {number}")
     if message["role"] == "assistant" and not content.strip():
         raise RowError(f"message {number}, the assistant's, is empty")
     checked = {"role": message["role"], "content": content}
-    if isinstance(message.get("reasoning_content"), str):
-        checked["reasoning_content"] = _text(message["reasoning_content"], f"reasoning of message {number}")
+    thoughts = next((message[key] for key in THOUGHTS if isinstance(message.get(key), str)), None)
+    if thoughts is not None:
+        checked["reasoning_content"] = checked_text(thoughts, f"reasoning of message {number}")
     return checked
 
 
 def _question(row: dict[str, Any]) -> str:
-    column = next((column for column in QUESTION_COLUMNS if row.get(column) is not None), None)
+    column = _column(row, QUESTION_COLUMNS)
     if column is None:
         raise RowError(f"no question; found the columns {_names(row)}, expected one of {', '.join(QUESTION_COLUMNS)}")
     value = row[column]
@@ -158,52 +150,31 @@ def _question(row: dict[str, Any]) -> str:
         if roles != ["user"]:
             raise RowError(f"{column} holds messages of {roles}, expected one of the user")
         value = value[0].get("content")
-    return _text(value, column)
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{name} is a {type(value).__name__}, expected a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"{name} holds half a character at position {error.start}") from error
-    return value
+    return checked_text(value, column)
 
 
 def _ground_truth(row: dict[str, Any]) -> Any:
     reward_model = row.get("reward_model")
+    known = {column: row[column] for column in ANSWER_COLUMNS if column in row}
     if isinstance(reward_model, dict) and "ground_truth" in reward_model:
-        return reward_model["ground_truth"]
-    column = next((column for column in ANSWER_COLUMNS if column in row), None)
+        known = {"reward_model.ground_truth": reward_model["ground_truth"]} | known
+    column = _column(known, tuple(known))
     if column is None:
         expected = f"reward_model.ground_truth or one of {', '.join(ANSWER_COLUMNS)}"
         raise RowError(f"no answer; found the columns {_names(row)}, expected {expected}")
-    return row[column]
+    return known[column]
 
 
-def _answer(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise RowError(f"answer is {value}")
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _unboxed(_text(value, "answer").strip())
+def _column(row: dict[str, Any], columns: Sequence[str]) -> str | None:
+    """The first of the columns that holds a value; where all are empty, the first that is there."""
+    there = [column for column in columns if column in row]
+    return next((column for column in there if not _is_empty(row[column])), there[0] if there else None)
 
 
-def _unboxed(answer: str) -> str:
-    # AReaL-boba's answers are \boxed{...}; a box that closes before the end is part of the answer and stays.
-    if not (answer.startswith(r"\boxed{") and answer.endswith("}")):
-        return answer
-    inner, depth = answer[len(r"\boxed{") : -1], 0
-    for character in inner:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return answer
-    return inner.strip()
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_empty, value))
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value  # NaN
 
 
 def _accuracy(difficulty: Any) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from polaris_jax.hf.tokenizer import turn_end
 from polaris_jax.types import Problem, Prompt
 
 Messages = list[dict[str, str]]
@@ -40,21 +41,23 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
     The mask is 1 on the assistant's tokens, the token that ends the turn included. An earlier turn is context only
     (0) where the template renders it otherwise than it was sampled: Qwen3's strips the thoughts of earlier turns, and
     to learn what is left would be to learn answering without thinking; `tokenize_conversations` learns those as well.
-    A lone assistant turn follows the template's opening of it. Prompt and response are tokenized apart, as when
-    sampling. Raises ValueError when there is no assistant turn.
+    Where a template drops or changes part of the turn, as R1-Distill's drop thoughts, what is trained on is the turn
+    as the conversation has it. A lone assistant turn follows the template's opening of it. Prompt and response are
+    tokenized apart, as when sampling. Raises ValueError when there is no assistant turn.
     """
-    return _sequences(tokenizer, messages)[-1]
+    return _sequences(tokenizer, messages, turn_end(tokenizer))[-1]
 
 
 def tokenize_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Messages], *, max_tokens: int | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Conversations as sequences in which every assistant turn is learnt once, in the context it is sampled in.
+    """Conversations as sequences in which every assistant turn is trained on once, in the context it is sampled in.
 
     One exchange gives one sequence. A conversation of several gives one as well where the template renders earlier
     turns as they were sampled, else one a turn. Sequences longer than `max_tokens` are left out and counted in the log.
     """
-    every = [sequence for messages in conversations for sequence in _sequences(tokenizer, messages)]
+    end = turn_end(tokenizer)
+    every = [sequence for messages in conversations for sequence in _sequences(tokenizer, messages, end)]
     kept = [sequence for sequence in every if max_tokens is None or len(sequence[0]) <= max_tokens]
     if len(kept) < len(every):
         dropped = len(every) - len(kept)
@@ -62,15 +65,15 @@ def tokenize_conversations(
     return kept
 
 
-def _sequences(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[np.ndarray, np.ndarray]]:
-    sequences: list[list[tuple[str, float]]] = []  # of pieces: a text, and 1 where it is learnt
+def _sequences(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    sequences: list[list[tuple[str, float]]] = []  # of pieces: a text, and 1 where it is trained on
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         # Templates refuse or misread a conversation that the assistant opens: it is rendered behind a stand-in.
         before_turn = messages[:turn] or _STAND_IN
         prompt = _render(tokenizer, before_turn)
-        response = _response(tokenizer, [*before_turn, message], prompt)
+        response = _response(tokenizer, [*before_turn, message], prompt, end)
         if turn == 0:
             prompt = prompt.removeprefix(tokenizer.apply_chat_template(_STAND_IN, tokenize=False))
         before = "".join(text for text, _ in sequences[-1]) if sequences else None
@@ -87,18 +90,29 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def _response(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: str) -> str:
-    """What is sampled after `prompt` to give the last message, the token that ends the turn included."""
+def _response(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: str, end: str) -> str:
+    """What is sampled after `prompt` to give the last message, `end`, the token that ends the turn, included."""
+    written = _written(messages[-1])
+    if prompt.rstrip().endswith("<think>"):
+        written = written.removeprefix("<think>").lstrip("\n")
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    end = tokenizer.eos_token or ""
-    if not text.startswith(prompt):
-        # R1-Distill's template opens <think> in the prompt but drops the thoughts of the turn it renders.
-        content = messages[-1]["content"].lstrip()
-        opened = "<think>" if prompt.rstrip().endswith("<think>") else ""
-        return content.removeprefix(opened).lstrip("\n") + end
-    response = text[len(prompt) :]
+    response = text[len(prompt) :] if text.startswith(prompt) else ""
+    # Templates lay thoughts out in their own way, which is that of sampling, and some leave them out. R1-Distill's drop
+    # them, whether or not their prompt opens <think>.
+    if _squeezed(written) not in _squeezed(response):
+        return written + end
     # Qwen's template writes a newline after the end of the turn, which is never sampled.
-    return response[: response.rfind(end) + len(end)] if end and end in response else response.rstrip("\n") + end
+    return response[: response.rfind(end) + len(end)] if end in response else response.rstrip("\n") + end
+
+
+def _written(message: dict[str, str]) -> str:
+    """All text of an assistant's message, its thoughts first."""
+    content, thoughts = message["content"].lstrip(), message.get("reasoning_content", "").strip("\n")
+    return f"<think>\n{thoughts}\n</think>\n\n{content}" if thoughts else content
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
@@ -109,5 +123,5 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.n
 
 def _join(tokenizer: PreTrainedTokenizerBase, pieces: list[tuple[str, float]]) -> tuple[np.ndarray, np.ndarray]:
     tokens = _tokenize(tokenizer, [text for text, _ in pieces])
-    masks = [np.full(len(piece), learnt, np.float32) for piece, (_, learnt) in zip(tokens, pieces, strict=True)]
+    masks = [np.full(len(piece), trained, np.float32) for piece, (_, trained) in zip(tokens, pieces, strict=True)]
     return np.concatenate(tokens), np.concatenate(masks)

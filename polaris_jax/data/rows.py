@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 import pyarrow as pa
@@ -16,6 +18,7 @@ from pyarrow import parquet
 from polaris_jax.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_BLANK = b" \t\r\n" + codecs.BOM_UTF8  # what may stand before a JSON text, none of whose bytes can begin one
 
 Rows = Iterable[tuple[str, Any]]  # (place, row): a dict of columns, or the RowError that stands in its stead
 
@@ -51,6 +54,17 @@ def collect(
     if skipped is not None:
         skipped.extend(faults)
     return usable
+
+
+def checked_text(value: Any, name: str) -> str:
+    """The value, where it is a text that can be written as UTF-8. Raises RowError, calling it `name`, where not."""
+    if not isinstance(value, str):
+        raise RowError(f"{name} is a {type(value).__name__}, expected a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} holds half a character at position {error.start}") from error
+    return value
 
 
 def summary(lines: list[str], shown: int = 3) -> str:
@@ -127,20 +141,34 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        with path.open("rb") as file:
-            if path.suffix == ".json" and file.read(64).lstrip().startswith(b"["):
-                file.seek(0)
-                for number, row in enumerate(_parse_json(file.read()), start=1):
+        with _as_utf8(path) as file:
+            first = next((line for line in _lines(file) if line), b"")
+            file.seek(0)
+            if path.suffix == ".json" and first.startswith(b"["):
+                for number, row in enumerate(_parse_json(file.read().lstrip(_BLANK)), start=1):
                     yield f"{path.name} row {number}", _mapping(row)
                 return
-            file.seek(0)
-            for number, line in enumerate(file, start=1):
-                if line.strip():
+            for number, line in enumerate(_lines(file), start=1):
+                if line:
                     yield f"{path.name} line {number}", _json_row(line)
     except RowError as error:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _as_utf8(path: Path) -> IO[bytes]:
+    file = path.open("rb")
+    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        with file:
+            file.seek(0)
+            return io.BytesIO(file.read().decode("utf-16", errors="replace").encode())
+    file.seek(0)
+    return file
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    return (line.strip(_BLANK) for line in file)
 
 
 def _parse_json(text: bytes) -> Any:

@@ -52,7 +52,7 @@ class Difficulty(NamedTuple):
 
 
 def run(config: ConfigDict, output: str | Path) -> Difficulty:
-    """Measures the problems of `config.data.train` with the model of `config.model`, or resumes that.
+    """Measures the problems of the first stage with the model of `config.model`, or resumes that.
 
     Each problem gets `config.difficulty.samples` rollouts with the sampling of the first stage. Writes into `output`:
     pass_rates.jsonl, a line for each finished problem; then measured/ and kept/, datasets with cards and pass rates
@@ -64,12 +64,12 @@ def run(config: ConfigDict, output: str | Path) -> Difficulty:
     _, stage = configs.stages(config)[0]
     tokenizer = load_tokenizer(config)
     stage = with_think_rule(stage, tokenizer)
-    problems = load_train_problems(config)[: config.difficulty.problems or None]
-    prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
+    problems = load_train_problems(stage)[: config.difficulty.problems or None]
+    prompts = make_prompts(problems, tokenizer, stage.data.max_prompt_tokens)
     if not prompts:
         raise UserError(
-            f"{config.data.train}: every prompt has over config.data.max_prompt_tokens="
-            f"{config.data.max_prompt_tokens} tokens"
+            f"{stage.data.train}: every prompt has over config.data.max_prompt_tokens="
+            f"{stage.data.max_prompt_tokens} tokens"
         )
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
     with (

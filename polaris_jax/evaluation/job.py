@@ -195,4 +195,5 @@ def response_settings(config: ConfigDict) -> dict[str, Any]:
         "max_response_tokens": c.max_response_tokens,
         "yarn_factor": engine_config(config).yarn_factor,
         "yarn_attention_factor": config.rollout.yarn_attention_factor,
+        "yarn_original": config.rollout.yarn_original,
     }

@@ -14,7 +14,7 @@ from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.gpu_check import kernels
 from polaris_jax.gpu_check.sizes import SIZES, Size
-from polaris_jax.models.flops import matmul_peak
+from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.rl.losses import k3
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rollout import RolloutEngine, Sampling
@@ -83,7 +83,8 @@ def gap(size: Size, dtype: str) -> Found:
 
 
 def rollout(size: Size, argument: str) -> Found:
-    """Decoded tokens/s of "CONTEXTxSLOTS": the median device call, so that prefill and compilation do not count.
+    """Decoded tokens/s of "CONTEXTxSLOTS", in the time that decoding calls and their results take: without prefill
+    and compilation.
 
     read_gb_per_s: weights and cache that each step has to read, over its time.
     """
@@ -91,19 +92,14 @@ def rollout(size: Size, argument: str) -> Found:
     model, mesh = size.model(), _mesh(size)
     config = size.config({"rollout.slots": slots, "rollout.max_response_tokens": size.decoded})
     prompts = _prompts(model.vocab_size, slots, context - size.decoded)
-    marks: list[tuple[float, float]] = []
+    sampling = Sampling(max_response_tokens=size.decoded)
     try:
         engine = RolloutEngine(model, mesh, config.rollout)
-        list(
-            engine.generate(
-                sharded_params(model, mesh, 0), prompts, 1, Sampling(max_response_tokens=size.decoded), 0,
-                progress=lambda _: marks.append((time.perf_counter(), engine.metrics["tokens"])),
-            )
-        )  # fmt: skip
+        list(engine.generate(sharded_params(model, mesh, 0), prompts, 1, sampling, 0))
     except UserError as error:  # the engine's own arithmetic says that it does not fit
         raise MemoryError(str(error)) from error
-    (times, tokens), item = np.diff(marks, axis=0).T, jnp.dtype(model.dtype).itemsize
-    rate = float(np.median(tokens / times))
+    found, item = engine.metrics, jnp.dtype(model.dtype).itemsize
+    rate = found["tokens"] / (found["decode_s"] + found["transfer_s"])
     token_bytes = 2 * item * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
     step_bytes = item * model.num_parameters + slots * (context - size.decoded / 2) * token_bytes
     values = {"context": context, "slots": slots, "tokens_per_s": rate}

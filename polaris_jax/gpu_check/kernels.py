@@ -12,7 +12,7 @@ import numpy as np
 
 from polaris_jax.ops.attention import packed_attention
 from polaris_jax.ops.cudnn import cudnn_attention
-from polaris_jax.ops.paged_attention import paged_attention
+from polaris_jax.ops.paged_attention import Cache, paged_attention
 from polaris_jax.ops.splash import splash_attention
 
 Heads = tuple[int, int, int]  # query heads, kv heads, head width
@@ -104,8 +104,8 @@ def _cached(owner: str, emulated: bool, lengths: tuple[int, ...], T: int, seen: 
     table = 1 + np.random.default_rng(0).permutation(B * W).reshape(B, W).astype(np.int32)
 
     def attend(platform, q, keys, values, new_k, new_v, **options):
-        rest = jnp.int32(1), table, np.asarray(lengths, np.int32), (new_k, new_v), seen
-        return (paged_attention(platform, q, (keys, values), *rest, **options),)
+        cache = Cache((keys, values), table, np.asarray(lengths, np.int32))
+        return (paged_attention(platform, q, cache, jnp.int32(1), (new_k, new_v), seen, **options),)
 
     def arguments(heads: Heads, dtype: str):
         H, K, d = heads

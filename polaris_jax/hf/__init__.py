@@ -2,7 +2,7 @@
 
 from polaris_jax.hf.config import config_from_hf, config_from_json, config_to_hf, config_to_json
 from polaris_jax.hf.convert import export_model, import_model
-from polaris_jax.hf.export import save
+from polaris_jax.hf.export import save, with_yarn
 from polaris_jax.hf.import_ import load
 from polaris_jax.hf.tokenizer import check_tokenizer, load_tokenizer, prompt_tokens, stop_ids
 
@@ -19,4 +19,5 @@ __all__ = [
     "prompt_tokens",
     "save",
     "stop_ids",
+    "with_yarn",
 ]

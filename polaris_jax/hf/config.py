@@ -9,17 +9,22 @@ from typing import Any
 
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
+from polaris_jax.models.rope import yarn_attention_factor
 from polaris_jax.models.transformer import REMAT_POLICIES
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _MOST_LAYERS = 1000
+_YARN = tuple(field.name for field in dataclasses.fields(Yarn))
+_ATTENTION = ("attn_factor", "mscale", "mscale_all_dim")  # other settings of Yarn.attention_factor
+_NEUTRAL = {"truncate": True, "extrapolation_factor": 1}  # what YaRN does anyway
+_ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")  # settings of every rotary type
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a json file. Raises UserError where it is missing, unreadable or no object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -79,9 +84,10 @@ def _size(data: dict[str, Any], key: str, where: str | Path) -> int:
     return value
 
 
-def _number(value: Any, name: str, where: str | Path) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise UserError(f"{where}: {name} must be a positive number, found {value!r}")
+def _number(value: Any, name: str, where: str | Path, *, zero: bool = False) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < 2**31 or (value == 0 and not zero):
+        raise UserError(f"{where}: {name} must be a {'' if zero else 'positive '}number, found {value!r}")
     return float(value)
 
 
@@ -106,11 +112,11 @@ def _refuse_unsupported(data: dict[str, Any], layers: int, where: str | Path) ->
 
 def _rope(data: dict[str, Any], longest: int, where: str | Path) -> tuple[float, Yarn | None]:
     """The base of the rotary angles, and YaRN where it is asked for."""
-    key = "rope_parameters" if data.get("rope_parameters") else "rope_scaling"
-    rope = data.get(key) or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{where}: {key} must be an object, found {rope!r}")
-    theta = _number(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0, "rope_theta", where)
+    # As in transformers: rope_scaling, which users add to files that hold rope_parameters already, comes first.
+    key = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
+    rope, others = _rope_settings(data, key, where), _rope_settings(data, "rope_parameters", where)
+    thetas = (rope.get("rope_theta"), data.get("rope_theta"), others.get("rope_theta"), 10_000.0)
+    theta = _number(next(theta for theta in thetas if theta), "rope_theta", where)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "yarn"):
         raise UserError(f"{where}: {key}: rope type {kind!r} is not supported; supported: default, yarn")
@@ -119,19 +125,46 @@ def _rope(data: dict[str, Any], longest: int, where: str | Path) -> tuple[float,
         raise UserError(f"{where}: {key}: partial_rotary_factor {partial} is not supported; supported: 1")
     if kind == "default":
         return theta, None
-    known = {field.name for field in dataclasses.fields(Yarn)}
-    ignored = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    values = _present({name: value for name, value in rope.items() if name not in ignored})
-    if values.get("truncate") is True:  # transformers' default
-        del values["truncate"]
-    values = {"original_max_position_embeddings": longest} | values
-    if unknown := sorted(set(values) - known):
-        raise UserError(f"{where}: {key}: yarn with {', '.join(unknown)} is not supported; supported: {sorted(known)}")
-    if "factor" not in values:
+    if "factor" not in rope:
         raise UserError(f"{where}: {key}: yarn needs a factor")
+    original = data.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or longest
+    return theta, _yarn(rope | {"original_max_position_embeddings": original}, longest, f"{where}: {key}")
+
+
+def _yarn(rope: dict[str, Any], longest: int, where: str) -> Yarn:
+    """YaRN's settings, of whose many names for the factor on cos and sin one is left."""
+    values = {name: value for name, value in _present(rope).items() if name not in _ROPE}
+    values = {name: value for name, value in values.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
+    if unknown := sorted(set(values) - set(_YARN) - set(_ATTENTION)):
+        supported = sorted(_YARN + _ATTENTION)
+        raise UserError(f"{where}: yarn with {', '.join(unknown)} is not supported; supported: {supported}")
     for name, value in values.items():
-        _number(value, f"{key}: {name}", where)
-    return theta, Yarn(**values)
+        _number(value, name, where, zero=name.startswith("mscale"))
+    values.setdefault("factor", longest / values["original_max_position_embeddings"])  # null there, as in transformers
+    attention = {name: values.pop(name) for name in _ATTENTION if name in values}
+    if attention and "attention_factor" not in values:
+        values["attention_factor"] = _attention_factor(values["factor"], **attention)
+    return Yarn(**values)
+
+
+def _rope_settings(data: dict[str, Any], key: str, where: str | Path) -> dict[str, Any]:
+    rope = data.get(key) or {}
+    if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):  # one for each type of layer
+        rope = rope["full_attention"]
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: {key} must be an object, found {rope!r}")
+    return rope
+
+
+def _attention_factor(factor: float, mscale: float = 0, mscale_all_dim: float = 0, attn_factor: float = 1) -> float:
+    """The factor on cos and sin that these settings come to.
+
+    As transformers computes mscale and mscale_all_dim, which count together only; attn_factor, which it does not know,
+    multiplies the factor, as in vLLM.
+    """
+    if not (mscale and mscale_all_dim):
+        return yarn_attention_factor(factor) * attn_factor
+    return yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, mscale_all_dim) * attn_factor
 
 
 def config_to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from polaris_jax.errors import UserError
 from polaris_jax.files import check_target, new_directory
 from polaris_jax.hf import native
 from polaris_jax.hf.config import config_from_hf, read_json
-from polaris_jax.hf.export import save, write_tokenizer
+from polaris_jax.hf.export import save, with_yarn, write_tokenizer
 from polaris_jax.hf.hub import MODEL_FILES, TOKENIZER_FILES, resolve
 from polaris_jax.hf.import_ import load
 from polaris_jax.hf.tokenizer import load_tokenizer
@@ -58,10 +58,7 @@ def export_model(
     config, params = load(directory, step=step)
     tokenizer = directory / "tokenizer"
     load_tokenizer(tokenizer, vocab_size=config.vocab_size)
-    yarn = None
     if yarn_factor:
         trained = config.yarn.original_max_position_embeddings if config.yarn else config.max_position_embeddings
-        yarn = Yarn(yarn_factor, yarn_original or trained, yarn_attention_factor)
-    return save(
-        params, config, target, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes, yarn=yarn
-    )  # fmt: skip
+        config = with_yarn(config, Yarn(yarn_factor, yarn_original or trained, yarn_attention_factor))
+    return save(params, config, target, tokenizer=tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes)

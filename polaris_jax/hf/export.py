@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.errors import UserError
 from polaris_jax.files import new_directory, write_json
-from polaris_jax.hf.config import config_to_hf
+from polaris_jax.hf.config import config_to_hf, read_json
 from polaris_jax.hf.hub import TOKENIZER_FILES
 from polaris_jax.hf.names import Leaf, leaves
 from polaris_jax.hf.tokenizer import eos_ids, load_tokenizer, read_generation_config, stop_ids
@@ -35,7 +35,6 @@ def save(
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     dtype: str = "bfloat16",
     max_shard_bytes: int = 4 * 2**30,
-    yarn: Yarn | None = None,
     generation_config: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -43,9 +42,8 @@ def save(
 
     params: the parameter tree, on one device or many; several processes call it together, and one writes. tokenizer:
     an object, or a directory whose files are copied. dtype: of the saved tensors: bfloat16, float16 or float32.
-    max_shard_bytes: files are cut before they pass this, though never within a tensor. yarn: a context extension for
-    inference, written into config.json only.
-    generation_config: keys of generation_config.json, over those that come with the tokenizer.
+    max_shard_bytes: files are cut before they pass this, though never within a tensor. generation_config: keys of
+    generation_config.json, over those that come with the tokenizer.
 
     Tensors are cast, fetched and written one by one. The directory appears whole, under its name, or not at all.
     Raises UserError where the target holds something already (unless `overwrite`), for parameters that are not those
@@ -55,7 +53,7 @@ def save(
         raise UserError(f"dtype must be one of {', '.join(_SAFETENSORS_DTYPES)}, found {dtype!r}")
     parameters = list(leaves(config))
     arrays = _matched(params, parameters)
-    described = config_to_hf(_with_yarn(config, yarn), dtype)
+    described = config_to_hf(config, dtype)
     if is_writer():
         with new_directory(target_dir, overwrite=overwrite) as staging:
             _write_weights(parameters, arrays, staging, dtype, max_shard_bytes)
@@ -77,6 +75,8 @@ def write_tokenizer(
 ) -> dict[str, Any]:
     """Puts a tokenizer's files and generation_config.json into `directory`; returns what the latter says.
 
+    A directory's files are copied. An object is written so that transformers before 5, and with it vLLM, knows its
+    class, which is the one that it was loaded with.
     The generation config is that of the tokenizer's directory, if any, with every token that ends a response here
     (`hf.stop_ids`) and the padding token, and with `generation_config` over it. Without tokenizer and
     `generation_config`, no file is written.
@@ -86,10 +86,11 @@ def write_tokenizer(
         source = Path(tokenizer)
         tokenizer = load_tokenizer(source)
         for name in TOKENIZER_FILES:
-            if (source / name).is_file():
+            if (source / name).is_file() and source.resolve() != directory.resolve():
                 shutil.copyfile(source / name, directory / name)
     elif tokenizer is not None:
         tokenizer.save_pretrained(directory)
+        _name_as_before(tokenizer, directory / "tokenizer_config.json")
     if tokenizer is not None:
         generation, stops = read_generation_config(tokenizer), stop_ids(tokenizer)
         if set(stops) - {*eos_ids(generation)}:
@@ -100,6 +101,17 @@ def write_tokenizer(
     if generation:
         write_json(directory / "generation_config.json", generation)
     return generation
+
+
+def _name_as_before(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Takes what only transformers 5 reads out of a tokenizer_config.json that it wrote."""
+    settings, loaded = read_json(path), Path(tokenizer.name_or_path) / "tokenizer_config.json"
+    given = read_json(loaded).get("tokenizer_class") if tokenizer.name_or_path and loaded.is_file() else None
+    name = given or settings.get("tokenizer_class")
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast" if name in (None, "TokenizersBackend") else name
+    if isinstance(settings.get("extra_special_tokens"), list):  # a dict before, where this stops the loading
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(path, settings)
 
 
 def _matched(params: Any, parameters: list[Leaf]) -> list[jax.Array]:
@@ -118,9 +130,8 @@ def _matched(params: Any, parameters: list[Leaf]) -> list[jax.Array]:
     return [found[leaf.path] for leaf in parameters]
 
 
-def _with_yarn(config: ModelConfig, yarn: Yarn | None) -> ModelConfig:
-    if yarn is None:
-        return config
+def with_yarn(config: ModelConfig, yarn: Yarn) -> ModelConfig:
+    """The model with a context extension for inference, as `save` writes it into config.json. Raises UserError."""
     longest = yarn.factor * yarn.original_max_position_embeddings
     if yarn.factor < 1 or longest != int(longest):
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import param_shardings
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# What older transformers and other trainers save beside the weights: computed from the config, or the trainer's state.
+_BUFFER = re.compile(
+    r"(^|\.)rotary_emb\.\w+$|\.(inv_freq|original_inv_freq|cos_cached|sin_cached|position_ids|masked_bias|_extra_state)$"
+)
 _MOST_LISTED = 5  # problems in one message
 
 
@@ -34,7 +40,8 @@ def load(
     step: which checkpoint of a training run, default the newest.
 
     The host holds one parameter at a time beyond what the devices hold. Raises UserError, naming file and tensor,
-    when anything is missing, left over, of another shape, or not a supported model.
+    when anything is missing, left over, of another shape, or not a supported model. Buffers, such as
+    `rotary_emb.inv_freq`, are ignored, which the log says once.
     """
     directory = resolve(source, MODEL_FILES)
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
@@ -114,6 +121,10 @@ def _check(directory: Path, tensors: dict[str, _Tensor], parameters: list[Leaf],
         elif tensors[name].dtype not in _FLOATS:
             problems.append(f"{tensors[name].file.name}: tensor {name} is {tensors[name].dtype}, expected floats")
     extra = sorted(set(tensors) - set(expected))
+    buffers = [name for name in extra if _BUFFER.search(name)]
+    if buffers:
+        logging.warning("%s: %d buffers ignored, such as %s", directory, len(buffers), buffers[0])
+    extra = [name for name in extra if not _BUFFER.search(name)]
     problems += [f"{tensors[name].file.name}: tensor {name} is not part of this model" for name in extra]
     if problems:
         more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""

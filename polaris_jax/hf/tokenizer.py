@@ -21,7 +21,7 @@ def load_tokenizer(source: str | Path, *, vocab_size: int | None = None) -> PreT
     vocab_size: rows of the model's embedding, if known. Code from the hub is never run. Raises UserError when there
     is no tokenizer, no chat template, no EOS token, or a token id beyond the embedding.
     """
-    directory = resolve(source, TOKENIZER_FILES)
+    directory = resolve(source, (*TOKENIZER_FILES, "config.json"))  # which may name stop tokens
     if (directory / "tokenizer").is_dir():
         directory = directory / "tokenizer"
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
@@ -32,6 +32,7 @@ def load_tokenizer(source: str | Path, *, vocab_size: int | None = None) -> PreT
         )
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for malformed files
         if (path := directory / "config.json").is_file():  # which transformers reads, too, and says less of
+            eos_ids(read_json(path), path)
             config_from_hf(read_json(path), path)
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
     check_tokenizer(tokenizer, directory, vocab_size=vocab_size)
@@ -61,20 +62,48 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, question: str | Sequence[d
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids that end a response, ascending: the tokenizer's EOS and those of `generation_config.json` beside it."""
-    return tuple(sorted({tokenizer.eos_token_id, *eos_ids(read_generation_config(tokenizer))}))
+    """The ids that end a response, ascending.
+
+    They are the tokenizer's EOS, the token that ends a turn in its chat template, and the EOS tokens that
+    `generation_config.json` and `config.json` name in the directory that it was loaded from.
+    """
+    named = eos_ids(read_generation_config(tokenizer)) + eos_ids(_beside(tokenizer, "config.json"), "config.json")
+    return tuple(sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(turn_end(tokenizer)), *named}))
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The special token that the chat template writes behind what the assistant said; EOS where it writes none."""
+    said = "Yes, 7."
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    try:
+        _, written, behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(said)
+    except Exception:  # templates raise what they like; one without turns of the assistant is still good for sampling
+        written = behind = ""
+    if not written or tokenizer.eos_token in behind:
+        return tokenizer.eos_token
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    there = [token for token in added | set(tokenizer.all_special_tokens) if token in behind]
+    return min(there, key=behind.index, default=tokenizer.eos_token)
 
 
 def read_generation_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """`generation_config.json` of the directory that the tokenizer was loaded from; empty where there is none."""
-    path = Path(tokenizer.name_or_path) / "generation_config.json"
+    return _beside(tokenizer, "generation_config.json")
+
+
+def _beside(tokenizer: PreTrainedTokenizerBase, name: str) -> dict[str, Any]:
+    """A json file of the directory that the tokenizer was loaded from; empty where there is none."""
+    path = Path(tokenizer.name_or_path) / name
     return read_json(path) if tokenizer.name_or_path and path.is_file() else {}
 
 
-def eos_ids(generation_config: dict[str, Any]) -> list[int]:
-    """Its `eos_token_id`, which may be absent, a number or a list, as a list."""
-    eos = generation_config.get("eos_token_id")
+def eos_ids(config: dict[str, Any], name: str | Path = "generation_config.json") -> list[int]:
+    """Its `eos_token_id`, which may be absent, a number or a list, as a list.
+
+    Raises UserError, naming the file `name`, where it is anything else.
+    """
+    eos = config.get("eos_token_id")
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if not all(type(token) is int and token >= 0 for token in ids):
-        raise UserError(f"generation_config.json: eos_token_id must be a token id or a list of them, found {eos!r}")
+        raise UserError(f"{name}: eos_token_id must be a token id or a list of them, found {eos!r}")
     return ids

@@ -3,20 +3,21 @@
 from collections.abc import Callable
 
 from polaris_jax.mathematics import nodes as n
-from polaris_jax.mathematics import relations
+from polaris_jax.mathematics import progressions, qualifiers, relations
 from polaris_jax.mathematics.arithmetic import NotANumber, TooLarge
 from polaris_jax.mathematics.intervals import INEQUALITIES, NoRealSet, infinity, real_set, same_set, variable
-from polaris_jax.mathematics.matrices import as_column, multiplied_out
+from polaris_jax.mathematics.matrices import as_column, brackets, components, multiplied_out
 from polaris_jax.mathematics.numeric import same_value
 from polaris_jax.mathematics.units import factor_between
 
 MAX_ITEMS = 400
-_BRACKETS = frozenset(["(", "[", "<"])
 
 
 def same_answer(gold: n.Node, box: n.Node) -> bool:
     """Whether the box is right where the gold is: every solution, no other, each once."""
-    gold, box = _elements(gold), _elements(box)
+    gold, box = qualifiers.from_builder(_elements(gold)), qualifiers.from_builder(_elements(box))
+    if isinstance(gold, n.Qualified) or isinstance(box, n.Qualified):
+        return any(same_answer(first, second) for first, second in qualifiers.bodies(gold, box))
     return any(rule(gold, box) for rule in (_same_lists, _same_assignments, _same_sets))
 
 
@@ -45,10 +46,12 @@ def _same_lists(gold: n.Node, box: n.Node) -> bool:
     golds, boxes = _solutions(gold), _solutions(box)
     if len(golds) == len(boxes) == 1:
         return same_item(golds[0], boxes[0])
-    if len(golds) > 1 and _assignments(gold) is not None:
+    if len(golds) > 1 and relations.assignments(gold) is not None:
         return False  # the names say which value is whose
     if max(len(golds), len(boxes)) > MAX_ITEMS:
         return False
+    if (same := progressions.same_progression(tuple(golds), tuple(boxes))) is not None:
+        return same
     if any(isinstance(node, n.Seq) and node.left == "set" for node in (gold, box)):
         golds, boxes = _distinct(golds), _distinct(boxes)
     return len(golds) == len(boxes) and _matched(golds, boxes)
@@ -84,26 +87,9 @@ def _same_member(gold: n.Node, box: n.Node) -> bool:
 # assignments to several names
 
 
-def _assignments(node: n.Node) -> dict[n.Node, n.Node] | None:
-    """Values by name of x=1, y=2 or (x,y)=(1,2); None for anything else, such as x=1, x=2."""
-    if isinstance(node, n.Relation):
-        pair = relations.assigned(node)
-        if pair is None or not isinstance(pair[0], n.Seq) or not isinstance(pair[1], n.Seq):
-            return None
-        names, values = pair[0].items, pair[1].items
-        return dict(zip(names, values, strict=True)) if len(set(names)) == len(values) else None
-    if not isinstance(node, n.Seq):
-        return None
-    pairs = [relations.assigned(item) if isinstance(item, n.Relation) else None for item in node.items]
-    if any(pair is None for pair in pairs):
-        return None
-    values = {pair[0]: pair[1] for pair in pairs if pair}
-    return values if len(values) == len(pairs) > 1 else None
-
-
 def _same_assignments(gold: n.Node, box: n.Node) -> bool:
     """Values by name, or, where one side names none, in the order of writing."""
-    golds, boxes = _assignments(gold), _assignments(box)
+    golds, boxes = relations.assignments(gold), relations.assignments(box)
     if golds is None and boxes is None:
         return False
     if golds is not None and boxes is not None:
@@ -216,27 +202,13 @@ def _same_sequence(gold: n.Node, box: n.Node) -> bool:
         return len(gold.rows) == len(box.rows) and all(map(_pairwise, gold.rows, box.rows))
     if _is_list(gold) and _is_list(box):
         return _same_lists(gold, box)
-    if _brackets(gold) is None or _brackets(gold) != _brackets(box):
+    if isinstance(gold, n.Seq) and isinstance(box, n.Seq) and (gold.left, gold.right) == (box.left, box.right):
+        same = progressions.same_progression(gold.items, box.items)
+        if same is not None:
+            return same
+    if brackets(gold) is None or brackets(gold) != brackets(box):
         return False
-    return _pairwise(_components(gold), _components(box))
-
-
-def _components(node: n.Node) -> tuple[n.Node, ...]:
-    if isinstance(node, n.Matrix):
-        return node.rows[0] if len(node.rows) == 1 else tuple(row[0] for row in node.rows)
-    return node.items
-
-
-def _brackets(node: n.Node) -> tuple[str, str] | None:
-    """What the brackets say: which ends belong to an interval of two numbers; nothing where it can be no interval."""
-    if isinstance(node, n.Matrix):
-        return ("(", ")") if len(node.rows) == 1 or len(node.rows[0]) == 1 else None
-    if not isinstance(node, n.Seq) or node.left not in _BRACKETS:
-        return None
-    straight = (node.left, node.right) in (("(", ")"), ("[", "]"), ("<", ">"))
-    if straight and (len(node.items) != 2 or node.left == "<"):
-        return ("(", ")")
-    return node.left, node.right
+    return _pairwise(components(gold), components(box))
 
 
 def _same_set_item(gold: n.Node, box: n.Node) -> bool:
@@ -266,6 +238,9 @@ _RULES: list[tuple[tuple[type, ...], Callable[[n.Node, n.Node], bool]]] = [
 def _same_relation_or_side(gold: n.Node, box: n.Node) -> bool:
     if isinstance(gold, n.Relation) and isinstance(box, n.Relation):
         return _same_relation(gold, box)
+    member = relations.member_of(gold) or relations.member_of(box)
+    if member:
+        return same_item(member, box) if isinstance(gold, n.Relation) else same_item(gold, member)
     if isinstance(gold, n.Relation):
         pair = relations.assigned(gold) or _chained(gold)
         return bool(pair) and same_answer(pair[1], box)
@@ -277,10 +252,11 @@ def _same_relation_or_side(gold: n.Node, box: n.Node) -> bool:
 
 def _chained(gold: n.Relation) -> tuple[n.Node, n.Node] | None:
     """Name and value of x = 2+3 = 5."""
-    if not relations.is_equation(gold) or len(gold.sides) < 3 or not relations.is_variable(gold.sides[0]):
+    if not relations.is_equation(gold) or len(gold.sides) < 3 or not relations.is_named(gold.sides[0]):
         return None
     value = gold.sides[-1]
-    return (gold.sides[0], value) if all(same_item(side, value) for side in gold.sides[1:-1]) else None
+    between = (side for side in gold.sides[1:-1] if relations.is_variable(side) or not relations.is_named(side))
+    return (gold.sides[0], value) if all(same_item(side, value) for side in between) else None
 
 
 def _same_relation(gold: n.Relation, box: n.Relation) -> bool:

@@ -57,7 +57,7 @@ class ExpressionReader(PrimaryReader):
     def letters(self) -> n.Node:
         """A divisor: one factor, or all the letters that stand together, where they are read so."""
         value = self.signed_power()
-        while self.tight_letters and isinstance(value, (n.Sym, n.Call)) and self.letter_touches():
+        while self.reading.tight_letters and isinstance(value, (n.Sym, n.Call)) and self.letter_touches():
             value = n.Call("mul", (value, self.power()))
         return value
 
@@ -72,7 +72,7 @@ class ExpressionReader(PrimaryReader):
             return False
         if token.kind == "bar":
             return not self.bars and not self.head and self.closing_bar_ahead()
-        if token.kind not in FACTOR_STARTS or token.text == "pmod":
+        if token.kind not in FACTOR_STARTS or token.kind == "currency" or token.text == "pmod":
             return False
         return not (self.unit_ahead() or self.aside_ahead())
 
@@ -202,12 +202,26 @@ class ExpressionReader(PrimaryReader):
         return value
 
     def subscript(self, base: n.Node) -> n.Node:
+        if self.reading.calculus and isinstance(base, n.Sym) and (index := self.index()):
+            return n.Apply(f"{base.name}_", (index,))
         text = self.subscript_text()
         if isinstance(base, n.Num):
             return in_base(base, text)
         if isinstance(base, (n.Sym, n.Const)):
             return n.Sym(f"{base.name}_{text}")
         raise Unreadable("subscript of an expression")
+
+    def index(self) -> n.Node | None:
+        """A subscript that depends on symbols, as in F_{n-k-1}; None for any other, which is left."""
+        start = self.at
+        try:
+            index = self.argument()
+            if index == n.Const("i") or (isinstance(index, (n.Sym, n.Call)) and n.free_symbols(index)):
+                return index
+        except Unreadable:
+            pass
+        self.at = start
+        return None
 
     def subscript_text(self) -> str:
         if self.token.text != "{":
@@ -226,6 +240,8 @@ class ExpressionReader(PrimaryReader):
         marks = ""
         while self.is_op("'"):
             marks += self.next().text
+        if self.reading.calculus and isinstance(value, n.Call) and len(names := n.free_symbols(value)) == 1:
+            return n.Derivative(*names, len(marks), value)
         return primed(value, marks)
 
     # applications of unknown functions
@@ -239,7 +255,8 @@ class ExpressionReader(PrimaryReader):
 
     def single_argument(self) -> bool:
         inner, close = self.peek(1), self.peek(2)
-        return (inner.kind in ("sym", "num") and close.text == ")") or self.comma_inside()
+        event = self.tokens[self.at - 1].text == "P" and inner.kind == "sym" and close.kind == "rel"
+        return event or (inner.kind in ("sym", "num") and close.text == ")") or self.comma_inside()
 
     def comma_inside(self) -> bool:
         depth, at = 0, self.at

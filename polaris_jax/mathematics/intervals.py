@@ -114,13 +114,8 @@ def _variable(head: n.Node) -> str:
 
 def variable(node: n.Node) -> str | None:
     """The one name that inequalities and memberships are about, or None."""
-    names = {
-        side.name
-        for part in n.walk(node)
-        if isinstance(part, n.Relation)
-        for side in part.sides
-        if isinstance(side, n.Sym)
-    }
+    sides = [side for part in n.walk(node) if isinstance(part, n.Relation) for side in part.sides]
+    names = {name for side in sides if isinstance(side, n.Sym) or _is_size(side) for name in n.free_symbols(side)}
     return names.pop() if len(names) == 1 else None
 
 
@@ -128,9 +123,7 @@ def solutions(node: n.Relation) -> RealSet:
     """Where a chain such as -2 <= x < 7, or x != 1, or x in (1, 2) holds; the variable must stand alone."""
     if node.ops == ("in",) and isinstance(node.sides[0], n.Sym):
         return real_set(node.sides[1])
-    if len(node.sides) == 2 and _is_size(node.sides[0]):
-        return _within(node.ops[0], node.sides[1])
-    places = [i for i, side in enumerate(node.sides) if isinstance(side, n.Sym)]
+    places = [i for i, side in enumerate(node.sides) if isinstance(side, n.Sym) or _is_size(side)]
     if len(places) != 1 or not set(node.ops) <= INEQUALITIES | {"="} or len(node.ops) > 2:
         raise NoRealSet
     place, result = places[0], REALS
@@ -140,20 +133,42 @@ def solutions(node: n.Relation) -> RealSet:
         result = intersection(result, _half(node.ops[place], node.sides[place + 1]))
     if len(node.ops) == 2 and place != 1:
         raise NoRealSet
-    return result
+    side = node.sides[place]
+    return _of_size(side.args[0], result) if _is_size(side) else result
 
 
 def _is_size(side: n.Node) -> bool:
-    return isinstance(side, n.Call) and side.name == "abs" and isinstance(side.args[0], n.Sym)
+    """|x|, |2x-1| and the like."""
+    return isinstance(side, n.Call) and side.name == "abs" and len(n.free_symbols(side)) == 1
 
 
-def _within(op: str, bound: n.Node) -> RealSet:
-    """The set |x| op bound."""
-    if op not in ("<", "<=", ">", ">="):
-        raise NoRealSet
-    inside = op in ("<", ">=")  # open ends inside; the other two are complements
-    ball = _interval(n.Call("neg", (bound,)), bound, not inside, not inside)
-    return ball if op.startswith("<") else complement(ball)
+def _of_size(inner: n.Node, sizes: RealSet) -> RealSet:
+    """Where |ax + b| is one of the sizes."""
+    (name,) = n.free_symbols(inner)
+    start, end = (n.substitute(inner, {name: point}) for point in (n.ZERO, n.ONE))
+    slope = n.Call("add", (end, n.Call("neg", (start,))))
+    line = n.Call("add", (n.Call("mul", (slope, n.Sym(name))), start))
+    try:
+        if not same_value(inner, line):
+            raise NoRealSet
+    except (NotANumber, TooLarge) as error:
+        raise NoRealSet from error
+    positive = intersection(sizes, solutions(n.Relation((">=",), (n.Sym(name), n.ZERO))))
+    return union(*(_scaled(positive, start, slope, sign) for sign in (1, -1)))
+
+
+def _scaled(values: RealSet, start: n.Node, slope: n.Node, sign: int) -> RealSet:
+    """The x at which slope * x + start is sign times one of the values."""
+
+    def moved(end: End) -> End:
+        if end.node is None:
+            return MINUS_INFINITY if falling else PLUS_INFINITY
+        value = end.node if sign > 0 else n.Call("neg", (end.node,))
+        return _end(n.Call("div", (n.Call("add", (value, n.Call("neg", (start,)))), slope)), end.closed)
+
+    falling = (approximate(slope) > 0) != (sign > 0)
+    ends = [(moved(part.low), moved(part.high)) for part in values]
+    return union(*((Interval(high, low) if falling else Interval(low, high),) for low, high in ends))
 
 
 def _half(op: str, bound: n.Node) -> RealSet:

@@ -1,8 +1,10 @@
-"""Matrices with a factor in front."""
+"""Matrices and vectors: factors in front of them, what their brackets say."""
 
 from collections.abc import Callable
 
 from polaris_jax.mathematics import nodes as n
+
+_BRACKETS = frozenset(["(", "[", "<"])
 
 
 def multiplied_out(node: n.Node) -> n.Node:
@@ -26,3 +28,22 @@ def _each(body: n.Node, change: Callable[[n.Node], n.Node], otherwise: n.Node) -
     if not isinstance(body, n.Matrix):
         return otherwise
     return n.Matrix(tuple(tuple(map(change, row)) for row in body.rows))
+
+
+def components(node: n.Node) -> tuple[n.Node, ...]:
+    """The entries of a vector, be it a row, a column or a tuple."""
+    if isinstance(node, n.Matrix):
+        return node.rows[0] if len(node.rows) == 1 else tuple(row[0] for row in node.rows)
+    return node.items
+
+
+def brackets(node: n.Node) -> tuple[str, str] | None:
+    """What the brackets say: which ends belong to an interval of two numbers; nothing where it can be no interval."""
+    if isinstance(node, n.Matrix):
+        return ("(", ")") if len(node.rows) == 1 or len(node.rows[0]) == 1 else None
+    if not isinstance(node, n.Seq) or node.left not in _BRACKETS:
+        return None
+    straight = (node.left, node.right) in (("(", ")"), ("[", "]"), ("<", ">"))
+    if straight and (len(node.items) != 2 or node.left == "<"):
+        return ("(", ")")
+    return node.left, node.right

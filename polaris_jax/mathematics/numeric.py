@@ -172,6 +172,8 @@ def proportion(a: n.Node, b: n.Node) -> float | None:
     if not names or names != n.free_symbols(b):
         return None
     symbols = sorted(name for name in names if not name.endswith("()"))
+    if not symbols:  # f(2) alone does not vary
+        return None
     points = _points(symbols, 4, positive=True) + _points(symbols, 40, positive=False)[:8]
     ratios = [ratio for point in points if (ratio := _ratio(a, b, Env(point))) is not None]
     if len(ratios) < 3:

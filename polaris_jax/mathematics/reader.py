@@ -6,14 +6,15 @@ whatever it does not know: the verifier then has only the text to go by.
 
 import itertools
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
 from polaris_jax.mathematics import nodes as n
-from polaris_jax.mathematics import units
+from polaris_jax.mathematics import qualifiers, units
 from polaris_jax.mathematics.approximations import without_approximations
+from polaris_jax.mathematics.calculus import with_apart_differentials, with_differentials
+from polaris_jax.mathematics.cursor import PLAIN, Reading
 from polaris_jax.mathematics.expressions import FACTOR_STARTS, ExpressionReader
-from polaris_jax.mathematics.symbols import listed
+from polaris_jax.mathematics.prose import is_prefix, named_by_words, trim, without_reversed_brackets
 from polaris_jax.mathematics.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
 
 MAX_TOKENS = 4000
@@ -21,52 +22,39 @@ _ITEM_ENDS = frozenset(["sep", "close", "rel", "row", "eof"])
 _UNIT_MARKS = units.LETTERS | frozenset("^/{}-*")
 _STRONG = frozenset([";", "or"])
 _UNIVERSAL = re.compile(r"\s*,?\s*(?:for (?:all|every|each|any)|where .* is (?:any|an arbitrary) constant)\b")
-_INFINITY, _EMPTY, _REALS = n.Const("inf"), n.Const("empty"), n.Const("R")
-_NAMED = {
-    "infinity": _INFINITY,
-    "positive infinity": _INFINITY,
-    "negative infinity": n.Call("neg", (_INFINITY,)),
-    "all real numbers": _REALS,
-    "all reals": _REALS,
-    "real numbers": _REALS,
-    "the set of all real numbers": _REALS,
-    "empty set": _EMPTY,
-    "the empty set": _EMPTY,
-    "no solution": _EMPTY,
-    "no solutions": _EMPTY,
-    "no real solution": _EMPTY,
-    "no real solutions": _EMPTY,
-}
-_PREFIX_WORDS = frozenset(
-    listed(
-        "the final answer answers is are so therefore thus hence we get have value values solution solutions "
-        "length area result equals equal to of and usd eur rs"
-    )
-)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How to read what is ambiguous."""
-
-    comma_groups: bool = True  # 1,234 is a number, not a list
-    unit_letters: bool = True  # a letter such as m after explicit space is a unit, not a factor
-    tight_letters: bool = False  # t/RC is t/(RC), not (t/R)C
-
-
-def read(text: str, reading: Reading = Reading()) -> n.Node:
+def read(text: str, reading: Reading = PLAIN) -> n.Node:
     """The tree of an answer. Raises Unreadable."""
-    text = _without_reversed_brackets(trim(clean(text)))
+    text = without_reversed_brackets(trim(clean(text)))
     if (named := named_by_words(text)) != n.Words(text):  # before "no" is read as a product of letters
         return named
-    return _parsed(tokenize(text, comma_groups=reading.comma_groups), reading)
+    if (found := qualifiers.split(text)) and (qualified := _qualified(*found, reading)):
+        return qualified
+    return _parsed(_tokens(text, reading), reading)
+
+
+def _tokens(text: str, reading: Reading) -> list[Token]:
+    if not reading.calculus:
+        return tokenize(text, comma_groups=reading.comma_groups, plus_minus=reading.plus_minus)
+    return with_differentials(tokenize(with_apart_differentials(text), comma_groups=reading.comma_groups))
+
+
+def _qualified(text: str, names: tuple[str, ...], domain: str, reading: Reading) -> n.Qualified | None:
+    """The answer with what its end says about its parameters, where it has such parameters."""
+    try:
+        body = qualifiers.from_builder(_parsed(_tokens(trim(text), reading), reading))
+    except (Unreadable, ZeroDivisionError):
+        return None
+    parameters = set(names) <= n.free_symbols(body) and not any(qualifiers.is_about(body, name) for name in names)
+    return n.Qualified(body, names, domain) if parameters else None
 
 
 def _parsed(tokens: list[Token], reading: Reading) -> n.Node:
     tokens = [_separator(token) for token in without_approximations(tokens)]
     if not tokens or len(tokens) > MAX_TOKENS:
         raise Unreadable("empty, or too long")
-    reader = Reader(tokens, reading.unit_letters, reading.tight_letters)
+    reader = Reader(tokens, reading)
     answer = reader.list_until("eof")
     reader.expect("eof")
     return _read_within_words(answer, reading) if isinstance(answer, n.Words) else answer
@@ -77,26 +65,10 @@ def _read_within_words(words: n.Words, reading: Reading) -> n.Node:
     if not re.search(r"[0-9]", words.text) or re.search(r"[0-9]:[0-9]|[{}]", words.text):
         return words
     try:
-        answer = _parsed(tokenize(trim(words.text), comma_groups=reading.comma_groups), reading)
+        answer = _parsed(_tokens(trim(words.text), reading), reading)
     except (Unreadable, ZeroDivisionError):
         return words
     return answer
-
-
-def _without_reversed_brackets(text: str) -> str:
-    """]0,1[ in the usual notation, (0,1)."""
-    match = re.fullmatch(r"([\[\]])([^\[\]()]+,[^\[\]()]+)([\[\]])", text)
-    if not match or match.group(1, 3) == ("[", "]"):
-        return text
-    left, ends, right = match.groups()
-    return f"{'[' if left == '[' else '('}{ends}{']' if right == ']' else ')'}"
-
-
-def trim(text: str) -> str:
-    """Without dollar signs around formulas, Markdown bold, and the full stop of a sentence."""
-    text = re.sub(r"(?<!\\)\$+", r"\\: ", text)
-    text = re.sub(r"^(?:\s|\*\*|`|\\[:;,! ]|\\quad|\\qquad)+", "", text)
-    return re.sub(r"(?:\s|\*\*|`|\\[:;,! ](?<!\\\\[:;,! ])|~|[.,;:]|(?<!\\)\\)+$", "", text)
 
 
 def _separator(token: Token) -> Token:
@@ -152,7 +124,7 @@ class Reader(ExpressionReader):
         prose = self.leading_prose()
         if prose is not None and self.token.kind in ("eof", "sep", "row", "close", "col", "end"):
             return named_by_words(prose)
-        if prose is not None and not _is_prefix(prose):
+        if prose is not None and not is_prefix(prose):
             if self.token.text != "=":
                 raise Unreadable("prose before a formula")
             return self.relation(n.Sym(prose.strip()))
@@ -204,12 +176,12 @@ class Reader(ExpressionReader):
 
     def quantity(self) -> n.Node:
         """A value with whatever words or unit follow it."""
-        outer, self.currency = self.currency, False
+        outer, self.currency = self.currency, ""
         value = self.sets()
         if self.is_op("choose", "over"):
             value = n.Call({"choose": "binom", "over": "div"}[self.next().text], (value, self.sets()))
         unit = self.unit()
-        unit = "$" + unit if self.currency else unit
+        unit = f"{self.currency} {unit}" if self.currency else unit
         self.currency = outer
         return with_unit(value, unit) if unit else value
 
@@ -246,7 +218,7 @@ class Reader(ExpressionReader):
         """Whether explicit space and then nothing but a unit such as m or m/s^2 follow up to the end of the item."""
         if started and self.is_op("^", "/", "*"):
             return True
-        if not self.unit_letters or self.token.kind != "sym" or not units.is_unit_letter(self.token.text):
+        if not self.reading.unit_letters or self.token.kind != "sym" or not units.is_unit_letter(self.token.text):
             return False
         if not self.token.gap.startswith("\\") and not started and not self.compound_unit_ahead():
             return False
@@ -259,19 +231,14 @@ class Reader(ExpressionReader):
         return self.tokens[self.at - 1].kind == "num" and written in ("m/s", "m/s^2", "m/s^{2}")
 
 
-def named_by_words(prose: str) -> n.Node:
-    """What a few words name, such as infinity; any other prose is Words."""
-    return _NAMED.get(" ".join(prose.lower().split()).strip(" .,"), n.Words(prose))
-
-
 def _grouped(items: list[n.Node], separators: list[str]) -> n.Node:
     """One item, a list, or, where `;` or `or` separate lists with commas, a list of lists."""
     if not separators:
         return items[0]
     kinds = set(separators)
     strong = kinds & _STRONG
-    if not strong or kinds == strong:
-        return n.Seq(tuple(items), separator="or" if kinds == {"or"} else "and" if kinds == {"and"} else min(kinds))
+    if not strong or kinds == strong or _is_closed(items, separators):
+        return n.Seq(tuple(items), separator=next(iter(strong or kinds)) if len(kinds) == 1 or strong else ",")
     groups: list[list[n.Node]] = [[items[0]]]
     for item, separator in zip(items[1:], separators, strict=True):
         if separator in strong:
@@ -280,16 +247,17 @@ def _grouped(items: list[n.Node], separators: list[str]) -> n.Node:
     return n.Seq(tuple(n.Seq(tuple(group)) if len(group) > 1 else group[0] for group in groups), separator=min(strong))
 
 
-def _is_prefix(prose: str) -> bool:
-    """Words that announce an answer and say nothing about it."""
-    words = re.findall(r"[^\W_]+", prose.lower())
-    return all(word in _PREFIX_WORDS for word in words)
+def _is_closed(items: list[n.Node], separators: list[str]) -> bool:
+    """Whether commas enumerate values of which `or` only sets off the last, as in 21, 16 or 11; not conditions."""
+    first = separators.index("or") if "or" in separators else 0
+    enumerated = first > 0 and set(separators[:first]) == {","} and set(separators[first:]) == {"or"}
+    return enumerated and not any(isinstance(item, n.Relation) and item.ops != ("=",) for item in items)
 
 
 def with_unit(value: n.Node, unit: str) -> n.Node:
     """The value with the unit that follows it; percent, degrees and words such as million are part of the value."""
-    words = re.findall(r"[A-Za-z]+", unit.lower())
-    if unit.strip(" \\") == "%" or (words and words[0] in units.PERCENT_WORDS):
+    words = [word for word in re.findall(r"[A-Za-z]+", unit.lower()) if word not in units.CURRENCIES]
+    if unit.strip(" \\") == "%" or (words and words[0] in units.PERCENT_WORDS) or words == ["per", "cent"]:
         return n.Percent(value)
     if words and words[0] in units.DEGREE_WORDS and len(words) == 1:
         return n.Degree(value)

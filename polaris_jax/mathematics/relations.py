@@ -1,9 +1,13 @@
 """Equations, assignments and inequalities: what they assign, and when two of them say the same."""
 
+import re
+
 from polaris_jax.mathematics import nodes as n
 from polaris_jax.mathematics.numeric import proportion
+from polaris_jax.mathematics.symbols import GREEK
 
 _REVERSED = {">": "<", ">=": "<="}
+_OF_ANGLES = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
 _SYMMETRIC = frozenset(["!=", "parallel", "perp", "cong", "<=>"])
 
 
@@ -32,14 +36,80 @@ def is_asked(node: n.Node) -> bool:
     return node.name not in ("pow", "neg", "sqrt") and all(is_asked(arg) for arg in node.args)
 
 
+def is_named(node: n.Node) -> bool:
+    r"""A variable, or what geometry names: AB, m\angle ABC, AB:CD, \frac{S_1}{S_2}, AB+BC, \sin A."""
+    if is_variable(node) or isinstance(node, n.Sym):
+        return True
+    if isinstance(node, n.Ratio):
+        return all(map(is_asked, node.parts))
+    if not isinstance(node, n.Call):
+        return False
+    if node.name == "pow":
+        return isinstance(node.args[0], n.Call) and node.args[0].name in _OF_ANGLES and is_named(node.args[0])
+    if node.name == "mul":
+        return _is_segment(node) or (node.args[0] == n.Sym("m") and _is_angle(node.args[1]))
+    if node.name == "div":
+        return all(is_named(part) and getattr(part, "name", "mul") not in ("div", "add") for part in node.args)
+    if node.name == "add":
+        return all(is_named(part) and not (isinstance(part, n.Sym) and not _is_angle(part)) for part in node.args)
+    return node.name in _OF_ANGLES and _is_angle(node.args[0])
+
+
+def _is_segment(node: n.Node) -> bool:
+    """Points side by side: AB, A'B', A_1B_1, ABC."""
+    if isinstance(node, n.Call) and node.name == "mul":
+        return all(map(_is_segment, node.args))
+    return isinstance(node, n.Sym) and node.name[:1].isupper() and len(re.sub(r"_.*|'", "", node.name)) == 1
+
+
+def _is_angle(node: n.Node) -> bool:
+    return isinstance(node, n.Sym) and (node.name.startswith("∠") or node.name in GREEK or _is_segment(node))
+
+
 def assigned(node: n.Relation) -> tuple[n.Node, n.Node] | None:
     """Name and value of an assignment (either way round), or None for an equation between expressions."""
     if not is_equation(node) or len(node.sides) != 2:
         return None
     left, right = node.sides
-    if is_variable(left):
+    if is_variable(left) or (is_named(left) and not _is_about(right, left)):
         return left, right
     return (right, left) if isinstance(right, n.Sym) and is_variable(right) and not n.free_symbols(left) else None
+
+
+def member_of(node: n.Node) -> n.Node | None:
+    """The set that x in (a, b) or a < x < b says that a variable is in, or None for anything else."""
+    if not isinstance(node, n.Relation):
+        return None
+    if node.ops == ("in",):
+        return node.sides[1] if is_variable(node.sides[0]) else None
+    node = ascending(node)
+    if len(node.ops) != 2 or not set(node.ops) <= {"<", "<="} or not isinstance(node.sides[1], n.Sym):
+        return None
+    left, right = ("[" if node.ops[0] == "<=" else "("), ("]" if node.ops[1] == "<=" else ")")
+    return n.Seq((node.sides[0], node.sides[2]), left, right)
+
+
+def _is_about(value: n.Node, name: n.Node) -> bool:
+    """Whether the value speaks of points or of the name's own parts, so that the equation is the answer."""
+    free = n.free_symbols(value)
+    return bool(free & n.free_symbols(name)) or any(symbol[:1].isupper() for symbol in free)
+
+
+def assignments(node: n.Node) -> dict[n.Node, n.Node] | None:
+    """Values by name of x=1, y=2 or (x,y)=(1,2); None for anything else, such as x=1, x=2."""
+    if isinstance(node, n.Relation):
+        pair = assigned(node)
+        if pair is None or not isinstance(pair[0], n.Seq) or not isinstance(pair[1], n.Seq):
+            return None
+        names, values = pair[0].items, pair[1].items
+        return dict(zip(names, values, strict=True)) if len(set(names)) == len(values) else None
+    if not isinstance(node, n.Seq):
+        return None
+    pairs = [assigned(item) if isinstance(item, n.Relation) else None for item in node.items]
+    if any(pair is None for pair in pairs):
+        return None
+    values = {pair[0]: pair[1] for pair in pairs if pair}
+    return values if len(values) == len(pairs) > 1 else None
 
 
 def answered(node: n.Relation) -> list[n.Node] | None:
@@ -62,6 +132,9 @@ def renamed(name: n.Node, value: n.Node, like: n.Node) -> n.Node | None:
         return None
     if len(name.args) != len(like.args) or not all(isinstance(arg, n.Sym) for arg in name.args + like.args):
         return None
+    changed = [arg for arg in name.args + like.args if arg not in name.args or arg not in like.args]
+    if any(arg.name[:1].isupper() for arg in changed):
+        return None  # events and points, unlike arguments
     names = {old.name: new for old, new in zip(name.args, like.args, strict=True)}
     captured = {new.name for new in like.args} - names.keys()
     return None if captured & n.free_symbols(value) else n.substitute(value, names)

@@ -27,8 +27,12 @@ CHARACTERS = str.maketrans(
     | dict.fromkeys("×⋅·∙•∗", "*")
     | dict.fromkeys("“”„", '"')
     | dict.fromkeys("’‘′", "'")
-    | dict.fromkeys("€£¥₹", "\\$")
+    | dict.fromkeys("₹₽₩₺₫", "\\money ")
     | {
+        "¢": "\\text{ cents}",
+        "€": "\\euro ",
+        "£": "\\pounds ",
+        "¥": "\\yen ",
         "⁻": "^{-}",
         "÷": "/",
         "∕": "/",
@@ -100,6 +104,9 @@ MARKS = {
     ":=": ("rel", "="),
     "!=": ("rel", "!="),
     "...": ("sym", "…"),
+    "+/-": ("op", "pm"),
+    "-/+": ("op", "mp"),
+    "+-": ("op", "pm"),
     "+": ("op", "+"),
     "-": ("op", "-"),
     "*": ("op", "*"),
@@ -127,7 +134,7 @@ MARKS = {
 
 FUNCTIONS = listed(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln lg log exp "
-    "max min gcd lcm cis"
+    "max min gcd lcm cis det"
 )
 _ASCII_FUNCTIONS = {
     "asin": "arcsin",
@@ -140,13 +147,19 @@ _ASCII_FUNCTIONS = {
 }
 
 COMMANDS = (
-    {name: ("sym", name) for name in [*GREEK, "Pi", "ell", "hbar", "mho", "partial", "nabla", "odot", "aleph", "star"]}
+    {
+        name: ("sym", name)
+        for name in [*GREEK, "Pi", "ell", "hbar", "mho", "partial", "nabla", "odot", "aleph", "star", "top"]
+    }
     | {name: ("func", name) for name in FUNCTIONS}
-    | {name: ("cmd", name) for name in ("frac", "binom", "sqrt", "sum", "prod", "pmod")}
+    | {name: ("cmd", name) for name in ("frac", "binom", "sqrt", "sum", "prod", "pmod", "int", "lim")}
     | {name: ("cmd", "frac") for name in ("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac")}
     | {name: ("cmd", "binom") for name in ("dbinom", "tbinom")}
     | {name: ("accent", "") for name in ("vec", "overrightarrow", "overleftrightarrow", "widehat", "boxed", "fbox")}
-    | {name: ("accent", name) for name in ("overline", "bar", "hat", "tilde", "dot", "ddot", "widetilde")}
+    | {
+        name: ("accent", name)
+        for name in ("overline", "bar", "hat", "tilde", "overparen", "wideparen", "dot", "ddot", "widetilde")
+    }
     | {"underline": ("accent", "")}
     | {name: ("rel", "<=") for name in ("le", "leq", "leqslant", "leqq")}
     | {name: ("rel", ">=") for name in ("ge", "geq", "geqslant", "geqq")}
@@ -191,7 +204,8 @@ COMMANDS = (
     | {"lfloor": ("open", "floor"), "rfloor": ("close", "floor"), "lceil": ("open", "ceil"), "rceil": ("close", "ceil")}
     | {"lvert": ("bar", "|"), "rvert": ("bar", "|"), "vert": ("bar", "|"), "|": ("bar", "|"), "Vert": ("bar", "|")}
     | {"lVert": ("bar", "|"), "rVert": ("bar", "|"), "mid": ("mid", "|"), "colon": ("colon", ":"), "&": ("sep", "and")}
-    | {"euro": ("currency", "$"), "pounds": ("currency", "$"), "yen": ("currency", "$"), "dollar": ("currency", "$")}
+    | {"euro": ("currency", "EUR"), "pounds": ("currency", "GBP"), "yen": ("currency", "JPY")}
+    | {"dollar": ("currency", "$"), "money": ("currency", "money")}
 )
 
 IGNORED = frozenset(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from polaris_jax.mathematics import symbols
 from polaris_jax.mathematics.letters import letter_tokens, upright_tokens
+from polaris_jax.mathematics.numerals import numeral
+from polaris_jax.mathematics.repairs import known_part, with_lost_spaces
 from polaris_jax.mathematics.units import is_unit_text
 
 
@@ -33,16 +35,7 @@ _SPACE = re.compile(
     r"\s+|\\[,;:!> ]|~|\\(?:quad|qquad|thinspace|medspace|thickspace|enspace|space|hfill)(?![A-Za-z])|&nbsp;"
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
-_GROUP_MARKS = r"\{,\}|,\s?\\[!,;:]\s*|\{\\,\}|\{\\;\}|\\[,;:]|\\ |~|(?<=[0-9]) (?=[0-9])"
-_THOUSANDS = re.compile(rf"(?<![0-9.])[1-9][0-9]{{0,2}}(?:(?:{_GROUP_MARKS})[0-9]{{3}})+(?![0-9])(?:\.[0-9]+)?")
-_COMMA_THOUSANDS = re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
-_REPEATING = re.compile(
-    r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar)\s*(?:\{([0-9]+)\}|([0-9]))|\(([0-9]+)\)(?!\s*[\w(\\^]))"
-)
-_DOTTED = re.compile(r"([0-9]*)\.([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?")
-_DECIMAL_COMMA = re.compile(r"[0-9]+\{,\}[0-9]+")
-_NUMBER = re.compile(r"(?:[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+)(?:(?:[eE][+-]?|\s?[eE]\s?)[0-9]+(?![\w.^]))?")
-_HIGH_BASE = re.compile(r"[0-9A-Z]{1,40}_(?:\{(1[1-9]|[23][0-9])\}|(1[1-9]|[23][0-9]))(?![0-9])")
+_BEFORE_A_SIGN = frozenset(["open", "sep", "rel", "colon", "row", "col", "text", "bar"])
 _ROW_HEIGHT = re.compile(r"\s*\[\s*-?[0-9.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")
 _IDEOGRAPHS = re.compile(r"[\u4e00-\u9fff]+")
 _LETTERS = re.compile(r"[A-Za-z]+")
@@ -52,14 +45,17 @@ def clean(text: str) -> str:
     """The text with one spelling for each character. Raises Unreadable for what no answer contains."""
     if _FORBIDDEN.search(text):
         raise Unreadable("control characters or lone surrogates")
-    text = _INVISIBLE.sub("", text)
+    text = with_lost_spaces(_INVISIBLE.sub("", text))
     text = text.translate(symbols.CHARACTERS)
     return unicodedata.normalize("NFKC", text).translate(symbols.CHARACTERS).strip()
 
 
-def tokenize(text: str, *, comma_groups: bool = True, depth: int = 0) -> list[Token]:
-    """Tokens of a cleaned text. `comma_groups` reads 1,234 at the outermost level as one number."""
-    return _Tokenizer(text, comma_groups, depth).run()
+def tokenize(text: str, *, comma_groups: bool = True, plus_minus: bool = False) -> list[Token]:
+    """Tokens of a cleaned text. `comma_groups` reads 1,234 at the outermost level as one number.
+
+    `plus_minus` reads +- between two values as ±; in front of a value it always is.
+    """
+    return _Tokenizer(text, comma_groups, plus_minus, 0).run()
 
 
 def group_end(text: str, start: int) -> int:
@@ -80,10 +76,10 @@ def group_end(text: str, start: int) -> int:
 
 
 class _Tokenizer:
-    def __init__(self, text: str, comma_groups: bool, depth: int):
+    def __init__(self, text: str, comma_groups: bool, plus_minus: bool, depth: int):
         if depth > MAX_FONT_DEPTH:
             raise Unreadable("nested too deeply")
-        self.text, self.comma_groups, self.depth = text, comma_groups, depth
+        self.text, self.comma_groups, self.plus_minus, self.depth = text, comma_groups, plus_minus, depth
         self.at, self.gap, self.brackets = 0, "", 0
         self.tokens: list[Token] = []
 
@@ -112,47 +108,12 @@ class _Tokenizer:
         char = self.text[self.at]
         if not (char in "0123456789." or char.isupper()):
             return False
-        return any(rule() for rule in (self._high_base, self._repeating, self._grouped, self._plain))
-
-    def _high_base(self) -> bool:
-        match = _HIGH_BASE.match(self.text, self.at)
-        if not match:
-            return False
-        digits, base = match.group().partition("_")[0], int(match.group(1) or match.group(2))
-        if digits.isalpha() and (base != 16 or len(digits) < 2):  # a name with a subscript
-            return False
-        if any(int(digit, 36) >= base for digit in digits):
-            return False
-        return self._take(match, str(int(digits, base)))
-
-    def _repeating(self) -> bool:
-        match = _REPEATING.match(self.text, self.at)
-        if match:
-            whole, head, *blocks = match.groups()
-            return self._take(match, _repeating_fraction(whole, head, next(filter(None, blocks))))
-        match = _DOTTED.match(self.text, self.at)
-        if match:
-            whole, head, first, middle, last = match.groups()
-            return self._take(match, _repeating_fraction(whole, head, first + (middle or "") + (last or "")))
-        return False
-
-    def _grouped(self) -> bool:
-        match = _THOUSANDS.match(self.text, self.at)
-        if not match and self.comma_groups and self.brackets == 0 and self.depth == 0:
-            match = _COMMA_THOUSANDS.match(self.text, self.at)
-        if match:
-            return self._take(match, re.sub(r"[^\d.]", "", match.group()))
-        match = _DECIMAL_COMMA.match(self.text, self.at)
-        return bool(match) and self._take(match, match.group().replace("{,}", "."))
-
-    def _plain(self) -> bool:
-        match = _NUMBER.match(self.text, self.at)
-        return bool(match) and self._take(match, re.sub(r"\s", "", match.group()))
-
-    def _take(self, match: re.Match, number: str) -> bool:
-        self._emit("num", number)
-        self.at = match.end()
-        return True
+        groups = self.comma_groups and self.brackets == 0 and self.depth == 0
+        found = numeral(self.text, self.at, comma_groups=groups)
+        if found:
+            self._emit("num", found.number)
+            self.at = found.end
+        return found is not None
 
     # letters
 
@@ -185,13 +146,19 @@ class _Tokenizer:
             return
         for width in (3, 2, 1):
             mark = self.text[self.at : self.at + width]
-            if mark in symbols.MARKS and (mark != "!=" or self.gap):  # n!=120 is a factorial
+            if mark in symbols.MARKS and self._is_one_mark(mark):
                 kind, text = symbols.MARKS[mark]
                 self.at += width
                 self._track(kind)
                 self._emit(kind, text)
                 return
         raise Unreadable(f"unknown character {self.text[self.at]!r}")
+
+    def _is_one_mark(self, mark: str) -> bool:
+        """Whether signs are one mark, unlike those of n!=120 and 5+-3."""
+        if mark == "+-":
+            return self.plus_minus or not self.tokens or self.tokens[-1].kind in _BEFORE_A_SIGN
+        return mark != "!=" or bool(self.gap)
 
     def _track(self, kind: str) -> None:
         self.brackets += {"open": 1, "close": -1}.get(kind, 0)
@@ -217,6 +184,10 @@ class _Tokenizer:
         elif name in ("begin", "end"):
             self._emit(name, self._argument().strip("* "))
             self._column_spec(name)
+        elif part := known_part(name):
+            self.at = match.start()
+            space = self.at + 1 + len(part)
+            self.text = f"{self.text[:space]} {self.text[space:]}"
         else:
             raise Unreadable(f"unknown command \\{name}")
 
@@ -264,7 +235,8 @@ class _Tokenizer:
 
     def _splice(self, content: str, upright_letter: bool) -> None:
         """The content's tokens in place of the command; a letter set upright may be a unit."""
-        inner = tokenize(re.sub(r"(?<!\\)\$", "", content), depth=self.depth + 1, comma_groups=self.comma_groups)
+        content = re.sub(r"(?<!\\)\$", "", content)
+        inner = _Tokenizer(content, self.comma_groups, self.plus_minus, self.depth + 1).run()
         if inner:
             inner[0] = inner[0]._replace(gap=max(inner[0].gap, self.gap, "\\" if upright_letter else ""))
         self.gap = ""
@@ -279,10 +251,3 @@ def _is_maths(content: str) -> bool:
     if re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", stripped)):
         return False
     return bool(re.search(r"[0-9\\=]", stripped)) and not re.search(r"^\(?[A-Za-z][).^]|[a-z]\.|\d:\d", stripped)
-
-
-def _repeating_fraction(whole: str, head: str, block: str) -> str:
-    """Exact value of whole.head(block)(block)... as numerator/denominator."""
-    period = 10 ** len(block) - 1
-    value = int((whole + head) or "0") * period + int(block)
-    return f"{value}/{10 ** len(head) * period}"

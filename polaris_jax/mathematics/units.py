@@ -46,22 +46,25 @@ _define("volume", ml=(_F(1, 1000), "ml mL milliliter milliliters"), l=(_F(1), "L
 _define("dollar", cent=(_F(1, 100), "cent cents"), dollar=(_F(1), "$ dollar dollars USD"))
 _define("yuan", yuan=(_F(1), "yuan RMB"))
 _define("euro", euro=(_F(1), "euro euros EUR"))
+_define("sterling", sterling=(_F(1), "GBP"))
+_define("yen", yen=(_F(1), "yen JPY"))
 _define("arc", second=(_F(1, 3600), "primeprime"), minute=(_F(1, 60), "prime"), degree=(_F(1), "degree"))
 _define("celsius", celsius=(_F(1), "degC"))
 _define("fahrenheit", fahrenheit=(_F(1), "degF"))
 
 _OTHER_WORDS = frozenset(
     listed(
-        "unit units square cubic squared cubed sq cu mph kph pound pounds lb lbs ounce ounces oz point points "
+        "unit units square cubic squared cubed sq cu mph kph kmh pound pounds lb lbs ounce ounces oz point points "
         "people persons person students student children boys girls men women ways way times digits coins "
         "cards books apples oranges balls marbles pieces items cubes squares triangles games hours votes "
         "tickets rupees pesos francs cups gallons gallon newtons newton joules joule watts watt volts volt "
         "ohms hertz kelvin pascal pascals amperes moles mole mol hz Hz kHz MHz GHz kJ kW kWh kPa Pa eV keV "
         "MeV GeV nm pm km/h kmph cal kcal acres acre hectares per solutions pairs integers values elements "
         "members sides edges faces vertices degrees degree percent yuan steps tosses rolls days inhabitants "
-        "radian radians rad erg ergs AU pc kpc Mpc dollars each total"
+        "pct radian radians rad erg ergs AU pc kpc Mpc dollars each total"
     )
 )
+CURRENCIES = frozenset(["eur", "gbp", "jpy", "money"])
 DEGREE_WORDS = frozenset(["degree", "degrees", "deg"])
 PERCENT_WORDS = frozenset(["percent", "percentage", "pct", "per cent"])
 MULTIPLIERS = {

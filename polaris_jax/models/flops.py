@@ -1,13 +1,9 @@
-"""Floating-point operations of an update, and what the device can do."""
+"""Floating-point operations of an update."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from functools import cache
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from polaris_jax.models.presets import ModelConfig
@@ -35,18 +31,3 @@ def forward_flops(model: ModelConfig, tokens: float, pairs: float, unembedded: f
     unembedded = tokens if unembedded is None else unembedded
     attention = 4 * model.num_hidden_layers * model.num_attention_heads * model.head_dim
     return 2.0 * (layers * tokens + unembedding * unembedded) + float(attention) * pairs
-
-
-@cache
-def matmul_peak(dtype: str) -> float:
-    """FLOP/s of one device on a large matrix product in `dtype`, the best of a few; measured once per process."""
-    size = 1024 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.dot)
-    product(x, x).block_until_ready()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2.0 * size**3 / min(times)

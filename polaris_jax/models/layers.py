@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from polaris_jax.ops.matmul import matmul
 
 
-class Weights(NamedTuple):
-    """Of a linear layer: kernel [in, out], the scale [out] of its columns where they are codes (rollout/quantise.py),
-    bias [out] where there is one."""
-
-    kernel: jax.Array
-    scale: jax.Array | None
-    bias: jax.Array | None
-
-
 class Linear(nn.Module):
-    """Makes the weights of a linear layer for inputs of a width; `project` applies them.
+    """`x @ kernel (+ bias)` of x [..., in], in `dtype`: [..., features].
 
-    axes: logical names of the kernel's two axes.
+    axes: logical names of the kernel's two axes. The kernel may be codes, with the scale of each column in
+    `kernel_scale` (rollout/quantise.py).
     """
 
     features: int
@@ -34,33 +23,25 @@ class Linear(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, width: int) -> Weights:
+    def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        kernel = self.param("kernel", init, (width, self.features), jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32).astype(self.dtype)
         scale = self.get_variable("params", "kernel_scale", None)
-        bias = None
-        if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            bias = self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
-        return Weights(kernel, scale, bias)
-
-
-def project(x: jax.Array, *layers: Weights, merged: bool = False) -> list[jax.Array]:
-    """`x @ kernel (+ bias)` of x [..., in] for each layer, [..., out]. merged: in one product, kernels side by side."""
-    if merged:
-        ends = np.cumsum([layer.kernel.shape[1] for layer in layers])
-        parts = zip(*layers, strict=True)
-        joined = Weights(*(None if part[0] is None else jnp.concatenate(part, axis=-1) for part in parts))
-        return jnp.split(project(x, joined)[0], ends[:-1], axis=-1)
-    x_ND, outs = x.reshape(-1, x.shape[-1]), []
-    for kernel, scale, bias in layers:
+        x_ND = x.reshape(-1, x.shape[-1])
         if scale is None:
             y = matmul(x_ND, kernel, kernel.dtype)
         else:
             y = (jnp.matmul(x_ND, kernel, preferred_element_type=jnp.float32) * scale).astype(kernel.dtype)
         y = checkpoint_name(y, "projection")
-        outs.append((y if bias is None else y + bias).reshape(*x.shape[:-1], -1))
-    return outs
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            y = y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], -1)
+
+
+def project(x: jax.Array, *layers: Linear) -> list[jax.Array]:
+    """What each of the layers makes of x [..., in]."""
+    return [layer(x) for layer in layers]
 
 
 class RMSNorm(nn.Module):

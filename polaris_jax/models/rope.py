@@ -32,10 +32,12 @@ def _yarn_frequencies(periods: np.ndarray, theta: float, head_dim: int, yarn: Ya
     kept = 1 - np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / np.float32(width), 0, 1)
     # transformers' order of operations: at position 90,000 a last bit here is a visible angle
     scaled = 1 / (np.float32(yarn.factor) * periods) * (1 - kept) + 1 / periods * kept
-    attention_factor = yarn.attention_factor
-    if attention_factor is None:  # section 3.4: equivalent to a temperature on the attention logits
-        attention_factor = 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
-    return scaled, attention_factor
+    return scaled, yarn_attention_factor(yarn.factor) if yarn.attention_factor is None else yarn.attention_factor
+
+
+def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's factor on cos and sin (section 3.4), which is a temperature on the attention logits."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def rope_tables(positions_BT: jnp.ndarray, config: ModelConfig) -> tuple[jnp.ndarray, jnp.ndarray]:

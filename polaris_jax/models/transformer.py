@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     attend: Callable
-    merged: bool
+    project: Callable
 
     @nn.compact
     def __call__(self, x_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer):
@@ -41,12 +41,11 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         q_BTHd, k_BTKd, v_BTKd = (
             y.reshape(B, T, -1, d)
-            for y in project(
+            for y in self.project(
                 x_BTD,
-                Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q")(D),
-                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k")(D),
-                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v")(D),
-                merged=self.merged,
+                Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q"),
+                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k"),
+                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v"),
             )
         )
         if c.qk_norm:
@@ -58,28 +57,24 @@ class Attention(nn.Module):
         out_BTHd, cache = self.attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer)
         out_BTHd = checkpoint_name(out_BTHd, "attention")
         out_BTN = out_BTHd.reshape(B, T, heads * d)
-        (out_BTD,) = project(out_BTN, Linear(D, ("heads", "embed"), c.dtype, name="o")(heads * d))
-        return out_BTD, cache
+        return Linear(D, ("heads", "embed"), c.dtype, name="o")(out_BTN), cache
 
 
 class Mlp(nn.Module):
     """SwiGLU (arXiv 2002.05202)."""
 
     config: ModelConfig
-    merged: bool
+    project: Callable
 
     @nn.compact
     def __call__(self, x_BTD):
         c = self.config
-        D, F = x_BTD.shape[-1], c.intermediate_size
-        gate_BTF, up_BTF = project(
+        gate_BTF, up_BTF = self.project(
             x_BTD,
-            Linear(F, ("embed", "mlp"), c.dtype, name="gate")(D),
-            Linear(F, ("embed", "mlp"), c.dtype, name="up")(D),
-            merged=self.merged,
+            Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="gate"),
+            Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="up"),
         )
-        (out_BTD,) = project(nn.silu(gate_BTF) * up_BTF, Linear(D, ("mlp", "embed"), c.dtype, name="down")(F))
-        return out_BTD
+        return Linear(c.hidden_size, ("mlp", "embed"), c.dtype, name="down")(nn.silu(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):
@@ -87,18 +82,18 @@ class Block(nn.Module):
 
     config: ModelConfig
     attend: Callable
-    merged: bool
+    project: Callable
 
     @nn.compact
     def __call__(self, carry, layer, cos, sin, positions_BT, segment_ids_BT):
         c = self.config
         x_BTD, cache = carry
         normed_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="attention_norm")(x_BTD)
-        out_BTD, cache = Attention(c, self.attend, self.merged, name="attention")(
+        out_BTD, cache = Attention(c, self.attend, self.project, name="attention")(
             normed_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer
         )
         x_BTD = x_BTD + out_BTD
-        x_BTD = x_BTD + Mlp(c, self.merged, name="mlp")(RMSNorm(c.rms_norm_eps, c.dtype, name="mlp_norm")(x_BTD))
+        x_BTD = x_BTD + Mlp(c, self.project, name="mlp")(RMSNorm(c.rms_norm_eps, c.dtype, name="mlp_norm")(x_BTD))
         return (nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed")), cache), None
 
 
@@ -107,8 +102,10 @@ class Transformer(nn.Module):
 
     attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer) -> (out_BTHd, cache) is the attention:
     `ops.attention.packed_attention` for whole sequences (cache is None), a cached one in the rollout engine. `cache`
-    is any pytree for all layers; `layer` is an int where layers are few and unrolled, else traced. merged: q, k and v,
-    and gate and up, are one product each, which pays where there are few tokens, on a CPU.
+    is any pytree for all layers; `layer` is an int where layers are `unrolled`, else traced. project(x, *layers) gives
+    what each of the `Linear` layers makes of the input x that they share: `layers.project`, or another way to the same.
+
+    Where layers are `unrolled`, the parameters "layers" may also be a list with those of each layer.
 
     __call__: tokens, positions, segment_ids int32 [B, T] (segment 0 is padding; tokens see only their own segment,
     up to their own position) -> hidden states [B, T, D] in `config.dtype`, and the cache.
@@ -116,7 +113,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     attend: Callable = packed_attention
-    merged: bool = False
+    project: Callable = project
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache: Any = None):
@@ -126,14 +123,14 @@ class Transformer(nn.Module):
         x_BTD = embedding_VD[tokens_BT].astype(c.dtype)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed"))
         cos, sin = rope_tables(positions_BT, c)
-        unrolled = c.num_hidden_layers <= UNROLLED_LAYERS
         block = Block
         if c.remat != "none":
-            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=unrolled)
+            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=unrolled(c))
         shared = cos, sin, positions_BT, segment_ids_BT
-        if unrolled and not self.is_initializing():
-            for layer, params in enumerate(unstack(self.get_variable("params", "layers"))):
-                one = block(c, self.attend, self.merged, parent=None)
+        if unrolled(c) and not self.is_initializing():
+            layers = self.get_variable("params", "layers")
+            for layer, params in enumerate(layers if isinstance(layers, list) else unstack(layers)):
+                one = block(c, self.attend, self.project, parent=None)
                 (x_BTD, cache), _ = one.apply({"params": params}, (x_BTD, cache), layer, *shared)
         else:
             layers = nn.scan(
@@ -143,13 +140,18 @@ class Transformer(nn.Module):
                 in_axes=(0, *[nn.broadcast] * len(shared)),
                 length=c.num_hidden_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c, self.attend, self.merged, name="layers")
+            )(c, self.attend, self.project, name="layers")
             (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(c.num_hidden_layers), *shared)
         x_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="final_norm")(x_BTD)
         if not c.tie_word_embeddings:  # created here, used by `unembedding`
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
             self.param("unembedding", init, (c.vocab_size, c.hidden_size), jnp.float32)
         return x_BTD, cache
+
+
+def unrolled(config: ModelConfig) -> bool:
+    """Whether the model runs its layers one by one rather than in a loop."""
+    return config.num_hidden_layers <= UNROLLED_LAYERS
 
 
 def unstack(stacked: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import time
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -47,3 +48,18 @@ def _unfolded(x, y, dtype):
 
 
 matmul.defvjp(_forward, _backward)
+
+
+@cache
+def matmul_peak(dtype: str) -> float:
+    """FLOP/s of one device on a large matrix product in `dtype`, the best of a few; measured once per process."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.dot)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(times)

@@ -1,13 +1,13 @@
 """Attention of new tokens over a paged cache and each other: the portable version that kernels are compared with.
 
-A row's keys are laid out [B, K, W, d, p] and its values [B, K, W * p, d] here: both products of decoding then run along
-the contiguous axis, over blocks that a CPU reads from memory in order, several times faster than from [B, S, K, d].
+A sequence's keys are laid out [B, K, W, d, p] and its values [B, K, W * p, d] here: both products of decoding then run
+along the contiguous axis, over blocks that are read from memory in order, several times faster than from [B, S, K, d].
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,42 +18,50 @@ from polaris_jax.ops.paged_decode import gpu_paged_decode, merge, tpu_paged_deco
 from polaris_jax.ops.splash import splash_attention
 
 Pages = tuple[jax.Array, jax.Array]  # keys and values of all layers, [L, P, p, K, d]
+DECODE_KERNELS = {"gpu": gpu_paged_decode, "tpu": tpu_paged_decode}  # other platforms run the portable version
+
+
+class Cache(NamedTuple):
+    """What sequences have in the page pool. table: int32 [B, W], their pages. lengths: int32 [B], tokens in them."""
+
+    pages: Pages
+    table: jax.Array
+    lengths: jax.Array
 
 
 def paged_attention(
     platform: str,
     q_BTHd: jax.Array,
-    pages: Pages,
-    layer: jax.Array,
-    table_BW: jax.Array,
-    lengths_B: jax.Array,
+    cache: Cache,
+    layer: jax.Array | int,
     new: tuple[jax.Array, jax.Array],
     visible_BTN: jax.Array,
     **options: Any,
 ) -> jax.Array:
     """`cached_attention` over a layer's pages, by the platform's kernel where it has one.
 
-    table: int32 [B, W], the rows' pages. Several queries (T = N > 1) see the new tokens up to their own, as `visible`
-    must say. Kernels run on each device's own heads, on the mesh in whose context this is traced. options: of the
-    kernel, such as interpret=True.
+    Several queries (T = N > 1) see the new tokens up to their own, as `visible` must say. Kernels run on each device's
+    own heads, on the mesh in whose context this is traced. options: of the kernel, such as interpret=True.
     """
     several = q_BTHd.shape[1] > 1
-    if platform == "cpu" or (platform == "gpu" and several and q_BTHd.dtype not in DTYPES):
-        cached = gather_pages(pages[0][layer], pages[1][layer], table_BW)
-        return cached_attention(q_BTHd, cached, lengths_B, new, visible_BTN)
+    if platform not in DECODE_KERNELS or (platform == "gpu" and several and q_BTHd.dtype not in DTYPES):
+        keys, values = cache.pages
+        cached = gather_pages(keys[layer], values[layer], cache.table)
+        return cached_attention(q_BTHd, cached, cache.lengths, new, visible_BTN)
     run = partial(_prefill if several else _decode, platform, **options)
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     if tensor > 1:
-        heads = "tensor" if pages[0].shape[3] % tensor == 0 else None
+        heads = "tensor" if cache.pages[0].shape[3] % tensor == 0 else None
         queries, pool, buffers = P(None, None, heads), P(None, None, None, heads), P(None, heads)
-        in_specs = queries, (pool, pool), P(), P(), P(), (buffers, buffers), P()
+        in_specs = queries, Cache((pool, pool), P(), P()), P(), (buffers, buffers), P()
         run = jax.shard_map(run, in_specs=in_specs, out_specs=queries, check_vma=False)
-    return run(q_BTHd, pages, layer, table_BW, lengths_B, new, visible_BTN)
+    return run(q_BTHd, cache, layer, new, visible_BTN)
 
 
-def _decode(platform, q_BTHd, pages, layer, table_BW, lengths_B, new, visible_BTN, **options):
-    kernel = {"gpu": gpu_paged_decode, "tpu": tpu_paged_decode}[platform]
-    old = kernel(q_BTHd[:, 0], *_flat(pages), table_BW + layer * pages[0].shape[1], lengths_B, **options)
+def _decode(platform, q_BTHd, cache, layer, new, visible_BTN, **options):
+    pages, table_BW, lengths_B = cache
+    table_BW = table_BW + layer * pages[0].shape[1]
+    old = DECODE_KERNELS[platform](q_BTHd[:, 0], *_flat(pages), table_BW, lengths_B, **options)
     B, _, H, d = q_BTHd.shape
     q_BKGd = (q_BTHd * d**-0.5).reshape(B, -1, H // pages[0].shape[3], d)
     k_BKdN, v_BKNd = (x.astype(q_BTHd.dtype) for x in new)
@@ -66,8 +74,9 @@ def _decode(platform, q_BTHd, pages, layer, table_BW, lengths_B, new, visible_BT
     return out_BHd[:, None].astype(q_BTHd.dtype)
 
 
-def _prefill(platform, q_BTHd, pages, layer, table_BW, lengths_B, new, visible_BTN, **options):
+def _prefill(platform, q_BTHd, cache, layer, new, visible_BTN, **options):
     del visible_BTN
+    pages, table_BW, lengths_B = cache
     B, T = q_BTHd.shape[:2]
     table_BW = table_BW + layer * pages[0].shape[1]
     news = new[0].transpose(0, 3, 1, 2), new[1].transpose(0, 2, 1, 3)
@@ -87,7 +96,7 @@ def _flat(pages: Pages) -> Pages:
 
 
 def gather_pages(keys_PpKd: jax.Array, values_PpKd: jax.Array, table_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each row's cache in one piece: keys [B, K, W, d, p] and values [B, K, W * p, d].
+    """Each sequence's cache in one piece: keys [B, K, W, d, p] and values [B, K, W * p, d].
 
     keys, values: [P, p, K, d], the pages of one layer. table: int32 [B, W], page numbers.
     """

@@ -1,0 +1,1 @@
+"""The optimizer: a chain of optax transformations chosen by name, and moments kept in fewer bits."""

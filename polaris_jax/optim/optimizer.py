@@ -1,135 +1,171 @@
-"""AdamW on float32 master weights with schedules, a global-norm clip, and updates that are skipped when not finite."""
+"""The optimizer by name as a chain of optax transformations, and updates that are skipped when not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from polaris_jax.optim import moments
+from polaris_jax.optim.adam import scale_by_adam
+from polaris_jax.optim.moments import Blocks
 from polaris_jax.sharding.rules import replicated
 
-EPS = 1e-8  # AdamW's, after the square root
 FIRST_LOSS_SCALE = 2.0**12  # float16 only
 GROW_AFTER = 100  # finite updates until the loss scale doubles
+MUON_RMS = 0.2  # root mean square of Muon's updates, as AdamW's are in practice (arXiv 2502.16982, section 2.2)
 
 
 class OptState(NamedTuple):
-    """count: int32, updates applied. mu, nu: first and second moments, pytrees like the parameters, each array kept
-    as `config.optimizer.moments` says (see `moments.py`).
+    """inner: the state of the optax chain: moments and the like, and counts of the updates applied.
 
-    skipped, skipped_in_a_row: int32, updates left out because the loss or a gradient was not finite.
-    loss_scale: float32, what the loss is multiplied with before the backward pass; 1 unless computing in float16.
-    finite_in_a_row: int32, updates since the scale last changed.
+    skipped, skipped_in_a_row: int32, updates left out because the loss, a gradient or a recorded log-prob was not
+    finite. loss_scale: float32, what the loss is multiplied with before the backward pass; 1 unless computing in
+    float16. finite_in_a_row: int32, updates since the scale last changed.
     """
 
-    count: jax.Array
-    mu: Any
-    nu: Any
+    inner: Any
     skipped: jax.Array
     skipped_in_a_row: jax.Array
     loss_scale: jax.Array
     finite_in_a_row: jax.Array
 
 
-def constant(count, optimizer: ConfigDict, total: int):
-    """The configured learning rate."""
-    return jnp.full((), optimizer.learning_rate, jnp.float32)
+def constant(optimizer: ConfigDict, total_updates: int) -> optax.Schedule:
+    """The configured learning rate, after a linear warm-up."""
+    c = optimizer
+    return optax.warmup_constant_schedule(c.learning_rate / (c.warmup_steps + 1), c.learning_rate, c.warmup_steps)
 
 
-def cosine(count, optimizer: ConfigDict, total: int):
-    """Half a cosine from the configured learning rate, after the warm-up, to a tenth of it at `total` updates."""
-    progress = (count - optimizer.warmup_steps) / max(total - optimizer.warmup_steps, 1)
-    return optimizer.learning_rate * (0.55 + 0.45 * jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+def cosine(optimizer: ConfigDict, total_updates: int) -> optax.Schedule:
+    """Half a cosine from the configured learning rate, after a linear warm-up, to a tenth of it at the last update."""
+    c, end = optimizer, max(total_updates, optimizer.warmup_steps + 1)
+    first = c.learning_rate / (c.warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(first, c.learning_rate, c.warmup_steps, end, c.learning_rate / 10)
 
 
-SCHEDULES: dict[str, Callable] = {"constant": constant, "cosine": cosine}
+SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {"constant": constant, "cosine": cosine}
 
 
-def learning_rate(count: jax.Array, optimizer: ConfigDict, total: int) -> jax.Array:
-    """Of the update after `count` updates, float32; rises linearly over the first `warmup_steps`. total: of the run."""
-    rate = SCHEDULES[optimizer.schedule](count, optimizer, total)
-    return rate * jnp.minimum(1.0, (count + 1) / (optimizer.warmup_steps + 1))
+def muon(optimizer: ConfigDict) -> optax.GradientTransformation:
+    """Muon (arXiv 2502.16982) for the kernels of linear layers, Adam for all else.
 
-
-def init_opt_state(params: Any, optimizer: ConfigDict, dtype: str) -> OptState:
-    """Zero moments. dtype: the model's compute dtype; the loss is scaled where it is float16."""
-    zero = jnp.zeros((), jnp.int32)
-    mu, nu = (
-        jax.tree.map(partial(moments.zeros, kind=optimizer.moments, signed=signed), params) for signed in (True, False)
-    )
-    scale = jnp.float32(FIRST_LOSS_SCALE if dtype == "float16" else 1.0)
-    return OptState(zero, mu, nu, zero, zero, scale, zero)
-
-
-def opt_state_shardings(params: Any, optimizer: ConfigDict, mesh: Mesh) -> OptState:
-    """Shardings of the optimizer's arrays. params: the parameters' shardings."""
-    scalar = replicated(mesh)
-    kept = jax.tree.map(partial(moments.sharding, kind=optimizer.moments), params)
-    return OptState(scalar, kept, kept, scalar, scalar, scalar, scalar)
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """Euclidean norm of all arrays of a tree together, float32."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
-
-
-def adamw(
-    params: Any, grads: Any, state: OptState, optimizer: ConfigDict, total: int
-) -> tuple[Any, OptState, dict[str, jax.Array]]:
-    """One AdamW update (arXiv 1711.05101) of all parameters, as torch does it, or none when a gradient is not finite.
-
-    grads: float32, like params, not scaled. total: updates in the run, for the schedule. Gradients longer than
-    `clip_norm` together are shortened to it (0: never). Returns the new parameters and state, and grad_norm (before
-    the clip), update_norm, learning_rate and skipped.
+    Kernels are [L, in, out], stacked by `nn.scan`: each layer's matrix is made orthogonal by itself. Embeddings and the
+    unembedding are tables of vectors rather than maps between them, and are left to Adam with norms and biases.
     """
-    norm = global_norm(grads)
-    finite = jnp.isfinite(norm)
-    factor = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-6)) if optimizer.clip_norm else 1.0
-    rate = learning_rate(state.count, optimizer, total)
-    b1, b2 = optimizer.betas
-    count = state.count + 1
-    bias1, bias2 = 1 - b1 ** count.astype(jnp.float32), 1 - b2 ** count.astype(jnp.float32)
-    key = jax.random.key(count)
 
-    def leaf(index, p, g, kept_m, kept_v):
-        g = g * factor
-        m = b1 * moments.decode(kept_m, signed=True) + (1 - b1) * g
-        v = b2 * moments.decode(kept_v, signed=False) + (1 - b2) * g * g
-        step = -rate * (m / bias1 / (jnp.sqrt(v / bias2) + EPS) + optimizer.weight_decay * p)
-        step = jnp.where(finite, step, 0)
-        key_m, key_v = jax.random.split(jax.random.fold_in(key, index))
-        new = (
-            moments.encode(m, optimizer.moments, key_m, signed=True),
-            moments.encode(v, optimizer.moments, key_v, signed=False),
-        )
-        new_m, new_v = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (kept_m, kept_v))
-        return p + step, new_m, new_v, jnp.sum(step * step)
+    def matrices(params):
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), params)
 
-    structure = jax.tree.structure(params)
-    columns = (structure.flatten_up_to(tree) for tree in (params, grads, state.mu, state.nu))
-    updated = [leaf(index, *arrays) for index, arrays in enumerate(zip(*columns, strict=True))]
-    params, mu, nu, squares = map(structure.unflatten, zip(*updated, strict=True))
-    finite_in_a_row = jnp.where(finite, state.finite_in_a_row + 1, 0)
-    scale, finite_in_a_row = _next_scale(state.loss_scale, finite, finite_in_a_row)
-    skipped = 1 - finite.astype(jnp.int32)
-    state = OptState(
-        jnp.where(finite, count, state.count),
-        mu,
-        nu,
-        state.skipped + skipped,
-        jnp.where(finite, 0, state.skipped_in_a_row + 1),
-        scale,
-        finite_in_a_row,
+    def names(params):
+        return jax.tree.map_with_path(lambda path, _: "muon" if path[-1].key == "kernel" else "adam", params)
+
+    def to_adams_size(updates, _):
+        return jax.tree.map(lambda u: MUON_RMS * max(u.shape[-2:]) ** 0.5 * u, updates)
+
+    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=matrices)
+    kernels = optax.chain(orthogonal, optax.stateless(to_adams_size))
+    return optax.partition({"muon": kernels, "adam": scale_by_adam(optimizer.betas)}, names)
+
+
+# How gradients become directions; clip, weight decay and learning rate are the same for all.
+OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "adamw": lambda optimizer: scale_by_adam(optimizer.betas, optimizer.moments),
+    "muon": muon,
+    "lion": lambda optimizer: optax.scale_by_lion(*optimizer.betas),
+    "sgd": lambda optimizer: optax.trace(decay=optimizer.betas[0]),
+}
+KEEPS_MOMENTS = ("adamw",)  # as `optimizer.moments` says; the others' are float32
+
+
+def make_optimizer(optimizer: ConfigDict, total_updates: int) -> optax.GradientTransformation:
+    """The optimizer of a config's section. total_updates: in the run, for the schedule.
+
+    Gradients longer than `clip_norm` together are shortened to it (0: never). "adamw" is arXiv 1711.05101, as torch
+    does it. The last link's state has the count of updates and the learning rate of the last one.
+    """
+    schedule = SCHEDULES[optimizer.schedule](optimizer, total_updates)
+    return optax.chain(
+        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
+        OPTIMIZERS[optimizer.name](optimizer),
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.inject_hyperparams(optax.scale_by_learning_rate, hyperparam_dtype=jnp.float32)(learning_rate=schedule),
     )
-    update_norm = jnp.sqrt(sum(jax.tree.leaves(squares)))
-    metrics = {"grad_norm": norm, "update_norm": update_norm, "learning_rate": rate, "skipped": skipped}
-    return params, state, metrics
+
+
+def updates_applied(state: OptState) -> jax.Array:
+    """Updates that changed the parameters, int32."""
+    return state.inner[-1].count
+
+
+def restart_schedule(state: OptState) -> OptState:
+    """The state with which the learning rate begins anew; nothing else changes."""
+    *links, rate = state.inner
+    counts = jax.tree.map(lambda count: 0 * count, rate.hyperparams_states)
+    return state._replace(inner=(*links, rate._replace(hyperparams_states=counts)))
+
+
+def init_opt_state(optimizer: optax.GradientTransformation, params: Any, dtype: str) -> OptState:
+    """Before the first update. dtype: the model's compute dtype; the loss is scaled where it is float16."""
+    zero = jnp.zeros((), jnp.int32)
+    scale = jnp.float32(FIRST_LOSS_SCALE if dtype == "float16" else 1.0)
+    return OptState(optimizer.init(params), zero, zero, scale, zero)
+
+
+def opt_state_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> OptState:
+    """Shardings of the optimizer's arrays: what belongs to a parameter lies where it lies, all else everywhere.
+
+    The scales of int8 blocks are not split along the last axis. params: arrays or their shapes; shardings: theirs.
+    """
+
+    def beside(kept, where):
+        if isinstance(kept, Blocks):
+            return Blocks(where, NamedSharding(mesh, PartitionSpec(*where.spec[: len(kept.scales.shape) - 1])))
+        return kept if isinstance(kept, optax.MaskedNode) else where
+
+    scalar = replicated(mesh)
+    inner = optax.tree.map_params(
+        optimizer,
+        beside,
+        jax.eval_shape(optimizer.init, params),
+        shardings,
+        transform_non_params=lambda _: scalar,
+        is_leaf=lambda x: isinstance(x, Blocks | optax.MaskedNode),
+    )
+    return OptState(inner, scalar, scalar, scalar, scalar)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, params: Any, grads: Any, state: OptState, usable: jax.Array
+) -> tuple[Any, OptState, dict[str, jax.Array]]:
+    """One update of all parameters, or none where it is not to be trained on.
+
+    grads: float32, like params, not multiplied by the loss scale. usable: bool, whether the loss and what the sampler
+    recorded are finite; an update is skipped where it is False or a gradient is not finite. Returns the new parameters
+    and state, and grad_norm (before the clip), update_norm, learning_rate and skipped.
+    """
+    norm = optax.tree.norm(grads)
+    learn = usable & jnp.isfinite(norm)
+    updates, inner = optimizer.update(grads, state.inner, params)
+    # Chosen leaf by leaf, within the pass that writes it. `optax.apply_if_finite` branches with `lax.cond`, which
+    # copies the whole state, and after so many updates that are not finite it accepts one.
+    updates = jax.tree.map(lambda u: jnp.where(learn, u, 0), updates)
+    kept = jax.tree.map(lambda new, old: jnp.where(learn, new, old), inner, state.inner)
+    scale, finite_in_a_row = _next_scale(state.loss_scale, learn, jnp.where(learn, state.finite_in_a_row + 1, 0))
+    skipped = 1 - learn.astype(jnp.int32)
+    skipped_in_a_row = jnp.where(learn, 0, state.skipped_in_a_row + 1)
+    metrics = {
+        "grad_norm": norm,
+        "update_norm": optax.tree.norm(updates),
+        "learning_rate": inner[-1].hyperparams["learning_rate"],
+        "skipped": skipped,
+    }
+    state = OptState(kept, state.skipped + skipped, skipped_in_a_row, scale, finite_in_a_row)
+    return optax.apply_updates(params, updates), state, metrics
 
 
 def _next_scale(scale, finite, finite_in_a_row):

@@ -24,14 +24,16 @@ from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
 from polaris_jax.optim.optimizer import init_opt_state
 from polaris_jax.rl.packing import rows_of
-from polaris_jax.rollout import lane as lanes
-from polaris_jax.rollout.engine import pool_pages, sampler_model
+from polaris_jax.rollout import replica
+from polaris_jax.rollout.engine import sampler_model
 from polaris_jax.rollout.kv_pages import pages_for
-from polaris_jax.rollout.programs import Rows
-from polaris_jax.rollout.sampling import Sampling
-from polaris_jax.rollout.weight_sync import HandOver, lane_meshes
+from polaris_jax.rollout.platforms import PLATFORMS
+from polaris_jax.rollout.pools import pool_layout, pool_pages
+from polaris_jax.rollout.programs import Chunks, Program, Slots
+from polaris_jax.rollout.sampling import Numbers, Sampling, split
+from polaris_jax.rollout.weight_sync import WeightSync, replica_meshes
 from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
-from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
 from polaris_jax.training.update import make_accumulate, make_apply, make_logprobs
 from polaris_jax.types import PackedBatch
 
@@ -83,7 +85,7 @@ def lower_all(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, j
     """Each device function of one stage at its largest shapes; call `.compile()` on what comes back.
 
     Keys: "accumulate/T" for each row length T; "forward/T" where old or reference log-probs need it; "apply";
-    "hand_over"; and for one copy of the sampler "prefill", "copy" and "decode". mesh: the trainer's, from
+    "weight_sync"; and for one copy of the sampler "prefill", "copy" and "decode". mesh: the trainer's, from
     `make_mesh(config.mesh, topology_devices(...))` or of devices that exist.
     """
     with cudnn_of(mesh):
@@ -101,7 +103,7 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     """What an update runs: see `lower_all`."""
     shardings = state_shardings(model, config, mesh)
     params = _params(model, shardings.params)
-    start = jax.eval_shape(lambda params: init_opt_state(params, config.optimizer, model.dtype), params)
+    start = jax.eval_shape(lambda params: init_opt_state(stage_optimizer(config), params, model.dtype), params)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = jax.tree.map(_laid, TrainState(step, params, start), shardings)
     accumulate, scalar = make_accumulate(model, config, mesh), jax.ShapeDtypeStruct((), jnp.float32)
@@ -124,35 +126,31 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
 def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
     """What a rollout runs: see `lower_all`."""
     c, model = config.rollout, sampler_model(model, config.rollout)
-    mesh_of_lane = lane_meshes(mesh)[0]
-    hand_over = HandOver(model, mesh, [mesh_of_lane], c.weights)
+    sampler_mesh = replica_meshes(mesh)[0]
+    sync = WeightSync(model, mesh, [sampler_mesh], c.weights)
     trained = _params(model, param_shardings(model, mesh))
-    lowered = {"hand_over": hand_over.cast.lower(trained)}
+    lowered = {"weight_sync": sync.cast.lower(trained)}
 
-    longest = lanes.bucket(pages_for(config.data.max_prompt_tokens + c.max_response_tokens - 1, c.page_size))
-    pool, sharding = lanes.pool_layout(model, mesh_of_lane, pool_pages(model, mesh, c, longest), c.page_size)
+    longest = replica.bucket(pages_for(config.data.max_prompt_tokens + c.max_response_tokens - 1, c.page_size))
+    pool, sharding = pool_layout(model, sampler_mesh, pool_pages(model, mesh, c, longest), c.page_size)
     pages = (jax.ShapeDtypeStruct(pool, c.cache_dtype or model.dtype, sharding=sharding),) * 2
-    cast = jax.tree.map(_laid, hand_over.cast.eval_shape(trained), hand_over.lane_shardings[0])
-    run = lanes.Programs(model, c.tokens_per_call, mesh.devices.flat[0].platform)
-    sampling = lanes.static_sampling(Sampling(c.temperature, c.top_p, c.top_k, c.max_response_tokens))
+    cast = jax.tree.map(_laid, sync.cast.eval_shape(trained), sync.replica_shardings[0])
+    run = replica.Programs(model, c.tokens_per_call, PLATFORMS[mesh.devices.flat[0].platform])
+    sampling, _ = split(Sampling(c.temperature, c.top_p, c.top_k, c.max_response_tokens))
 
-    chunk = -(-lanes.PREFILL_CHUNKS[-1] // c.page_size) * c.page_size
-    B, R = max(lanes.PREFILL_TOKENS // chunk, 1), c.slots
+    T = -(-replica.PREFILL_CHUNKS[-1] // c.page_size) * c.page_size
+    B, S = max(replica.PREFILL_TOKENS // T, 1), c.slots
+    chunks = Chunks(_int(B, T), _int(B), _int(B, longest), _int(B, T // c.page_size))
     spread = pages_for(c.tokens_per_call + c.page_size - 1, c.page_size)
-    keys = jax.ShapeDtypeStruct((R, 2), jnp.uint32)
-    rows = Rows(_int(R), _int(R), _int(R), _int(R), keys, _int(R, longest), _int(R, spread))
-    numbers = _int(1), jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32), _int(0), _int()
-    with jax.set_mesh(mesh_of_lane):
-        if run.roomy:
-            cast = run.in_pieces.eval_shape(model, cast)
-        tables = _int(B, longest), _int(B, chunk // c.page_size)
-        lowered["prefill"] = run.prefill.lower(
-            model, run.platform, cast, pages, _int(B, chunk), _int(B), _int(B), *tables
-        )
-        lowered["copy"] = run.copy.lower(pages, _int(lanes.COPIES), _int(lanes.COPIES))
-        lowered["decode"] = run.decode.lower(
-            model, sampling, c.tokens_per_call, run.roomy, run.platform, cast, pages, rows, *numbers
-        )  # fmt: skip
+    keys, scalar = jax.ShapeDtypeStruct((S, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
+    slots = Slots(_int(S), _int(S), _int(S), _int(S), keys, _int(S, longest), _int(S, spread))
+    numbers = Numbers(_int(1), scalar, scalar, _int(0))
+    with jax.set_mesh(sampler_mesh):
+        laid = jax.eval_shape(run.lay_out, cast) if run.platform.lay_out else cast
+        lowered["prefill"] = run.prefill.lower(model, run.platform, laid, pages, chunks)
+        lowered["copy"] = run.copy.lower(pages, _int(replica.COPIES), _int(replica.COPIES))
+        program = Program(model, sampling, run.steps, run.platform)
+        lowered["decode"] = run.decode.lower(program, laid, pages, slots, numbers, _int())
     return lowered
 
 

@@ -14,7 +14,7 @@ from polaris_jax.sharding.mesh import make_mesh
 
 # function of `lower_all` -> phase, and what lies on the device meanwhile without being an argument
 FUNCTIONS = {
-    "hand_over": ("hand over", ("moments", "reference")),
+    "weight_sync": ("weight sync", ("moments", "reference")),
     "prefill": ("prefill", ("weights", "moments", "reference")),
     "copy": ("prefill", ("weights", "moments", "reference")),
     "decode": ("decode", ("weights", "moments", "reference")),

@@ -17,21 +17,22 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from polaris_jax.errors import UserError
+from polaris_jax.models.layers import project
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import rope_tables
-from polaris_jax.models.transformer import REMAT_POLICIES, Block, init_params
+from polaris_jax.models.transformer import REMAT_POLICIES, Block
 from polaris_jax.ops.attention import DENSE, packed_attention
 from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
-from polaris_jax.optim.optimizer import init_opt_state, opt_state_shardings
-from polaris_jax.rollout.engine import page_bytes, pool_pages
+from polaris_jax.optim.optimizer import make_optimizer, opt_state_shardings
 from polaris_jax.rollout.kv_pages import pages_for
+from polaris_jax.rollout.pools import page_bytes, pool_pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.replica import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
 from polaris_jax.sharding.mesh import AXES, axis_sizes
 from polaris_jax.sharding.rules import param_shapes, param_shardings
 from polaris_jax.types import PackedBatch
 
-PHASES = ("hand over", "prefill", "decode", "gradients", "apply")
+PHASES = ("weight sync", "prefill", "decode", "gradients", "apply")
 PROBE = 13 * 512  # tokens of a row; longer rows keep as much per token, and no model is as wide
 MASTER = 4  # bytes of a float32 parameter, gradient or moment
 LOGITS_COPIES = 3  # float32 arrays as large as the logits of a chunk that its backward pass holds at once
@@ -54,19 +55,19 @@ def phase_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> 
     """
     item = jnp.dtype(model.dtype).itemsize
     weights = parameter_bytes(model, mesh, MASTER)
-    lane = AbstractMesh(tuple(mesh.shape[a] if a == "tensor" else 1 for a in AXES), AXES, axis_types=mesh.axis_types)
+    replica = AbstractMesh(tuple(mesh.shape[a] if a == "tensor" else 1 for a in AXES), AXES, axis_types=mesh.axis_types)
     moments = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
     state = {"weights": weights, "moments": moments}
     if config.algorithm.kl:
         state["reference"] = weights
-    sampler = parameter_bytes(model, lane, item)
+    sampler = parameter_bytes(model, replica, item)
     if config.rollout.weights:
         sampler *= weight_bytes(model, config.rollout.weights) / weight_bytes(model, "")
     sampling = state | {"sampler": sampler}
     cached = sampling | {"cache": float(cache_pages(model, config, mesh) * page_bytes(model, mesh, config.rollout))}
     activations, workspace = backward_memory(model, config, mesh, max(config.updates.row_lengths))
     return {
-        "hand over": sampling | {"workspace": _largest(model, lane) * item},
+        "weight sync": sampling | {"workspace": _largest(model, replica) * item},
         "prefill": cached | {"workspace": _prefill(model, mesh)},
         "decode": cached | {"workspace": _decode(model, config, mesh)},
         "gradients": state | {"gradients": 2 * weights, "activations": activations, "workspace": workspace},
@@ -96,10 +97,11 @@ def _largest(model: ModelConfig, mesh: AbstractMesh) -> int:
 
 @cache
 def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfigDict) -> float:
-    """Bytes of both moments on one device, kept as the optimizer keeps them."""
-    kept = jax.eval_shape(lambda: init_opt_state(nn.unbox(init_params(model, jax.random.key(0))), optimizer, "float32"))
-    laid = opt_state_shardings(param_shardings(model, mesh), optimizer, mesh)
-    arrays = zip(jax.tree.leaves((kept.mu, kept.nu)), jax.tree.leaves((laid.mu, laid.nu)), strict=True)
+    """Bytes of what the optimizer keeps beside the parameters, its moments, on one device."""
+    chain, shapes = make_optimizer(optimizer, 1), nn.unbox(param_shapes(model))
+    kept = jax.eval_shape(chain.init, shapes)
+    laid = opt_state_shardings(chain, shapes, param_shardings(model, mesh), mesh).inner
+    arrays = zip(jax.tree.leaves(kept), jax.tree.leaves(laid), strict=True)
     return float(sum(math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize for x, where in arrays))
 
 
@@ -190,7 +192,7 @@ def _block_shapes(model: ModelConfig, tokens: int = PROBE) -> tuple[list[Any], l
     block = Block
     if model.remat != "none":
         block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=False)
-    layer = block(model, packed_attention, merged=False)
+    layer = block(model, packed_attention, project)
     x_BTD = jax.ShapeDtypeStruct((1, tokens, model.hidden_size), model.dtype)
     integers_BT = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 

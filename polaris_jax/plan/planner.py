@@ -24,13 +24,13 @@ from polaris_jax.plan.roofline import (
     Assumptions,
     Work,
     axis_span,
-    lane_sequences,
     mean_held,
     phase_work,
+    replica_sequences,
     running,
     seconds,
 )
-from polaris_jax.rollout.engine import page_bytes
+from polaris_jax.rollout.pools import page_bytes
 from polaris_jax.sharding.mesh import AXES
 
 ORIGINAL_HOURS = 30.7  # GPU-hours a step of the original: 32 H800 for 28 days, 700 steps (write-up of June 2025)
@@ -247,7 +247,7 @@ def _sampling(config: ConfigDict, topology: Topology, assumed: Assumptions) -> d
     Slots are twice what the pool holds on average, since sequences are short at first.
     """
     model, mesh = model_shape(config), plan_mesh(config.mesh, topology.devices)
-    page, most = page_bytes(model, mesh, config.rollout), lane_sequences(config, mesh)
+    page, most = page_bytes(model, mesh, config.rollout), replica_sequences(config, mesh)
 
     def left(slots: int) -> float:
         changed = configs.override(config, {"rollout.slots": slots})

@@ -19,7 +19,7 @@ from polaris_jax.models.flops import forward_flops
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.plan.hardware import Hardware
 from polaris_jax.plan.memory import MASTER, cache_pages, kept_bytes, one_device, parameter_bytes, tokens_on_device
-from polaris_jax.rollout.engine import page_bytes
+from polaris_jax.rollout.pools import page_bytes
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import AXES
 
@@ -69,10 +69,10 @@ def phase_work(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assum
     """The work of each phase of `memory.PHASES` in one step."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     shard, sampler = parameter_bytes(model, mesh, MASTER), weight_bytes(model, config.rollout.weights) / tensor
-    prompts = lane_sequences(config, mesh) // config.rollout.samples
+    prompts = replica_sequences(config, mesh) // config.rollout.samples
     prefill = forward_flops(model, prompts * assumed.prompt, prompts * assumed.prompt**2 / 2) / tensor
     return {
-        "hand over": Work(bytes=shard + sampler, sent={"fsdp": sampler * (fsdp - 1) / fsdp}),
+        "weight sync": Work(bytes=shard + sampler, sent={"fsdp": sampler * (fsdp - 1) / fsdp}),
         "prefill": Work(flops=prefill, useful=prefill, bytes=sampler),
         "decode": _decode(model, config, mesh, assumed),
         "gradients": _gradients(model, config, mesh, assumed),
@@ -80,7 +80,7 @@ def phase_work(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assum
     }
 
 
-def lane_sequences(config: ConfigDict, mesh: AbstractMesh) -> int:
+def replica_sequences(config: ConfigDict, mesh: AbstractMesh) -> int:
     """Responses of a step that the most loaded copy of the sampler decodes; a group's samples stay together."""
     copies = mesh.size // mesh.shape["tensor"]
     return math.ceil(config.rollout.prompts / copies) * config.rollout.samples
@@ -89,7 +89,7 @@ def lane_sequences(config: ConfigDict, mesh: AbstractMesh) -> int:
 def running(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assumed: Assumptions) -> int:
     """Sequences that a copy of the sampler decodes at once: the slots, all there are, or what the page pool holds."""
     tokens = config.rollout.page_size * cache_pages(model, config, mesh)
-    return max(1, min(config.rollout.slots, lane_sequences(config, mesh), int(tokens / mean_held(config, assumed))))
+    return max(1, min(config.rollout.slots, replica_sequences(config, mesh), int(tokens / mean_held(config, assumed))))
 
 
 def mean_held(config: ConfigDict, assumed: Assumptions) -> float:
@@ -104,7 +104,7 @@ def mean_held(config: ConfigDict, assumed: Assumptions) -> float:
 def decode_steps(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assumed: Assumptions) -> float:
     """Decoding steps of a copy of the sampler: as long as its longest response, and as many as its sequences need."""
     limit = config.rollout.max_response_tokens
-    total = lane_sequences(config, mesh) * lengths(limit, assumed.mean_response)[0]
+    total = replica_sequences(config, mesh) * lengths(limit, assumed.mean_response)[0]
     return max(limit, total / running(model, config, mesh, assumed))
 
 
@@ -112,7 +112,7 @@ def _decode(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assumed:
     """Every step reads the weights, and for each running sequence its keys and values."""
     weights, tensor = weight_bytes(model, config.rollout.weights), mesh.shape["tensor"]
     mean, square = lengths(config.rollout.max_response_tokens, assumed.mean_response)
-    sequences, steps = lane_sequences(config, mesh), decode_steps(model, config, mesh, assumed)
+    sequences, steps = replica_sequences(config, mesh), decode_steps(model, config, mesh, assumed)
     pairs = sequences * (assumed.prompt * mean + square / 2)  # (new token, token that it sees)
     flops = forward_flops(model, sequences * mean, pairs) / tensor
     token_bytes = page_bytes(model, mesh, config.rollout) / config.rollout.page_size

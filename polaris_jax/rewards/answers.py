@@ -6,38 +6,40 @@ Everything here is linear in the length of the text and runs in the caller's pro
 import re
 from collections.abc import Iterable
 
-from polaris_jax.mathematics.words import plain
+from polaris_jax.rewards.ground_truths import quoted_texts, says_none
 from polaris_jax.rewards.verdict import Reason
 
 THINK_END = "</think>"
 _INTEGER = re.compile(r"([+-]?[0-9]{1,40})(?:\.0*)?")
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = {name: re.compile(rf"\\{name}\s*\{{|\\.|[{{}}]", re.DOTALL) for name in ("boxed", "fbox")}
 
 
 def final_box(response: str, *, require_think: bool = True) -> str | Reason:
     r"""Content of the last complete `\boxed{...}` after the last `</think>`, or the reason why there is none.
 
-    Braces must balance; escaped braces do not count. Of nested boxes the innermost last one wins. With
-    `require_think=False` a response without `</think>` is read from its start (models that do not think).
+    Braces must balance; escaped braces do not count. Of nested boxes the innermost last one wins. Where `\boxed` does
+    not occur, `\fbox{...}` is the box. With `require_think=False` a response without `</think>` is read from its start
+    (models that do not think).
     """
     end = response.rfind(THINK_END)
     if end < 0 and require_think:
         return Reason.NO_THINK_END
     final = response[end + len(THINK_END) :] if end >= 0 else response
-    box = last_box(final)
+    box = last_box(final, "boxed" if "\\boxed" in final else "fbox")
     return Reason.NO_BOX if box is None else box
 
 
-def last_box(text: str) -> str | None:
+def last_box(text: str, command: str = "boxed") -> str | None:
     r"""Content of the complete `\boxed{...}` that starts last, or None. One pass, however the braces nest.
 
+    `command` is the box's name, boxed or fbox.
     A later box that never closes is an answer cut short, and then there is none.
     """
     open_braces: list[int] = []  # start of the content for a box, -1 for another brace
     start, stop = -1, -1
-    for match in _BRACES.finditer(text):
+    for match in _BRACES[command].finditer(text):
         token = match.group()
-        if token.startswith("\\boxed"):
+        if token.startswith("\\" + command):
             open_braces.append(match.end())
         elif token == "{":
             open_braces.append(-1)
@@ -61,10 +63,14 @@ def judge_integers(box: str, golds: list[str]) -> Reason | None:
 def alternatives(answer: object) -> list[str]:
     """Ground truths as text: a string, a number, or any (nested) list or array of these, each of which is right.
 
-    None and NaN are no ground truth. Zero-dimensional numpy and pandas values count as numbers.
+    A list that was written into a string, such as "['70']", is that list. None, NaN and what datasets write where they
+    have no answer (proof, N/A, see solution) are no ground truth. Zero-dimensional numpy and pandas values count as
+    numbers.
     """
     if isinstance(answer, str):
-        return [answer] if answer.strip() and not _is_nan(answer) else []
+        if listed := quoted_texts(answer.strip()):
+            return [text for text in listed if text.strip() and not says_none(text)]
+        return [answer] if answer.strip() and not says_none(answer) else []
     if isinstance(answer, bytes):
         return alternatives(answer.decode("utf-8", errors="replace"))
     if answer is None or getattr(answer, "ndim", None) == 0 or not isinstance(answer, Iterable):
@@ -74,8 +80,4 @@ def alternatives(answer: object) -> list[str]:
 
 def _number(answer: object) -> list[str]:
     text = str(answer)
-    return [] if answer is None or _is_nan(text) or text in ("<NA>", "NaT") else [text]
-
-
-def _is_nan(text: str) -> bool:
-    return len(text) < 40 and plain(text).lower().lstrip("+-") == "nan"
+    return [] if answer is None or says_none(text) or text in ("<NA>", "NaT") else [text]

@@ -76,15 +76,19 @@ def rescue(
 
 
 def substitute(groups: Sequence[Group], off_policy: Marks, rng: np.random.Generator) -> tuple[list[Group], Marks]:
-    """Each group of equal rewards becomes a copy of one with mixed rewards, drawn uniformly; marks go with the copy.
+    """Each group of equal rewards becomes a copy of one with mixed rewards; marks go with the copy.
 
-    Where no group is mixed all stay as they are: their advantages are zero, and the update moves the parameters by the
-    optimizer's momentum and weight decay alone, as it does without substitution.
+    Donors are drawn without replacement, and all of them again once each has given a copy. Where no group is mixed all
+    stay as they are: their advantages are zero, and the update moves the parameters by the optimizer's momentum and
+    weight decay alone, as it does without substitution.
     """
     mixed = [n for n, group in enumerate(groups) if is_mixed(group)]
+    equal = [n for n, group in enumerate(groups) if not is_mixed(group)]
     sources = list(range(len(groups)))
     if mixed:
-        sources = [n if is_mixed(group) else int(rng.choice(mixed)) for n, group in enumerate(groups)]
+        donors = [n for _ in range(0, len(equal), len(mixed)) for n in rng.permutation(mixed).tolist()]
+        for n, donor in zip(equal, donors, strict=False):
+            sources[n] = donor
     marks = {(n, sample) for n, source in enumerate(sources) for marked, sample in off_policy if marked == source}
     return [groups[source] for source in sources], frozenset(marks)
 

@@ -10,7 +10,7 @@ count. `rows` is a `PackedBatch`; `algorithm` is the section of that name of the
     Dr. GRPO  2503.20783        grpo    mean       constant     equal below and above
     GSPO      2507.18071        gspo    group      sequence     (3e-4, 4e-4)
     CISPO     2506.13585        cispo   group      token        (1.0, ...): no lower bound
-    RLOO      2402.14740        grpo    rloo       sequence
+    RLOO      2402.14740        grpo    rloo       constant     the paper's updates are on-policy: no ratio is clipped
 """
 
 from __future__ import annotations
@@ -166,15 +166,20 @@ def token_weights(rows: PackedBatch, aggregation: str) -> jax.Array:
 
 
 def importance_cap(config: ConfigDict) -> float:
-    """Cap of the weight p_trainer / p_sampler of a token's loss (truncated importance sampling); 0: no weight."""
-    if config.algorithm.loss == "sft":
-        return 0.0  # nothing was sampled
+    """Cap of the weight p_old / p_sampler of a token's loss (truncated importance sampling); 0: no weight.
+
+    The weight leads from the sampler to the trainer's old policy, and the ratio from there to the current one
+    (decoupled, arXiv 2110.00641, section 3.2). A ratio to the recorded log-probs leads the whole way by itself.
+    """
+    if config.algorithm.loss == "sft" or config.algorithm.old_logprobs == "recorded":
+        return 0.0  # nothing was sampled, or there is nothing left to weigh
     return config.algorithm.importance_cap or (QUANTISED_CAP if config.rollout.weights else 0.0)
 
 
 def takes_recorded(config: ConfigDict) -> bool:
-    """Whether ratios are taken to the recorded log-probs: as configured, and where batches are one step old."""
-    return config.algorithm.old_logprobs == "recorded" or config.rollout.devices > 0
+    """Whether ratios are taken to the recorded log-probs: as configured, and where batches are one step old and no
+    importance weight makes up for that."""
+    return config.algorithm.old_logprobs == "recorded" or (config.rollout.devices > 0 and not importance_cap(config))
 
 
 def denominator(aggregation: str, tokens, sequences, max_response_tokens: int):

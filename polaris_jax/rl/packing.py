@@ -32,16 +32,23 @@ class Sequence:
 
 
 def from_rollouts(
-    groups: Iterable[Group], advantages_NG: np.ndarray, off_policy: frozenset[tuple[int, int]] = frozenset()
+    groups: Iterable[Group],
+    advantages_NG: np.ndarray,
+    off_policy: frozenset[tuple[int, int]] = frozenset(),
+    *,
+    truncated: bool = True,
 ) -> list[Sequence]:
     """One `Sequence` per rollout: the prompt, then the response, which is what is trained on.
 
     advantages_NG: float32 [groups, samples]. off_policy: (group, sample) of the rollouts the current policy did not
-    sample. An empty response raises ValueError: there is nothing to learn from.
+    sample. truncated: whether responses that were cut off at the limit are among them. An empty response raises
+    ValueError: there is nothing to train on.
     """
     sequences = []
     for n, (group, advantages) in enumerate(zip(groups, advantages_NG, strict=True)):
         for g, (rollout, advantage) in enumerate(zip(group.rollouts, advantages, strict=True)):
+            if rollout.finish_reason == "length" and not truncated:
+                continue
             prompt = len(rollout.prompt_tokens)
             if not prompt or not len(rollout.tokens):
                 raise ValueError(f"problem {rollout.problem_id} sample {rollout.sample}: empty prompt or response")

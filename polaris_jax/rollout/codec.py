@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from polaris_jax.rollout.records import ScoredRollout
+from polaris_jax.rollout.records import DetailedRollout
 from polaris_jax.sharding.multihost import gather_bytes
 from polaris_jax.types import Rollout
 
@@ -59,7 +59,7 @@ def rollouts_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Rollout]:
                 begin, taken[name] = taken[name], taken[name] + math.prod(shape)
                 # a copy: a rollout that is kept for long must not keep those of its neighbours in memory
                 fields[name] = flat[name][begin : taken[name]].reshape(shape).copy()
-        kind = Rollout if OPTIONAL.isdisjoint(fields) else ScoredRollout
+        kind = Rollout if OPTIONAL.isdisjoint(fields) else DetailedRollout
         rollouts.append(kind(problem_id=problem_id, sample=sample, finish_reason=finish_reason, **fields))
     return rollouts
 

@@ -14,20 +14,42 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import UNROLLED_LAYERS, Transformer, unembed, unembedding, unstack
-from polaris_jax.ops.paged_attention import Pages, cached_attention, gather_pages, paged_attention
-from polaris_jax.rollout.sampling import Drawn, Sampling, gumbels, next_token
+from polaris_jax.models.transformer import Transformer
+from polaris_jax.ops.paged_attention import Cache, Pages, paged_attention
+from polaris_jax.rollout import new_tokens
+from polaris_jax.rollout.platforms import Platform
+from polaris_jax.rollout.sampling import Drawn, Numbers, Sampling, gumbels, next_token
 from polaris_jax.sharding.rules import RULES
 
-SIDE_BY_SIDE = {"attention": ("q", "k", "v"), "mlp": ("gate", "up")}  # linear layers that share an input
+
+class Program(NamedTuple):
+    """What decides a decoding program; another value is another program. sampling: as `split` leaves it."""
+
+    model: ModelConfig
+    sampling: Sampling
+    steps: int
+    platform: Platform
 
 
-class Rows(NamedTuple):
-    """The decoding sequences, one a row; R rows, numpy or jax.
+class Chunks(NamedTuple):
+    """Parts of B prompts to prefill, numpy or jax. Positions and T are multiples of the page size.
 
-    tokens: int32 [R], the newest, not in the cache yet. cached: int32 [R], tokens in the cache. produced: int32 [R],
-    response tokens so far. limits: int32 [R], most response tokens; rows of padding have produced = limit.
-    keys: uint32 [R, 2]. table: int32 [R, W], pages of the cached tokens. write: int32 [R, n], the pages from the one
+    tokens: int32 [B, T]. starts: int32 [B], position of the first. table: int32 [B, W], pages of the tokens before it.
+    write: int32 [B, T / p], where the chunk's pages go, null for none.
+    """
+
+    tokens: Any
+    starts: Any
+    table: Any
+    write: Any
+
+
+class Slots(NamedTuple):
+    """The decoding sequences, one a slot; S slots, numpy or jax.
+
+    tokens: int32 [S], the newest, not in the cache yet. cached: int32 [S], tokens in the cache. produced: int32 [S],
+    response tokens so far. limits: int32 [S], most response tokens; slots of padding have produced = limit.
+    keys: uint32 [S, 2]. table: int32 [S, W], pages of the cached tokens. write: int32 [S, n], the pages from the one
     of position `cached` on, null where there are none.
     """
 
@@ -41,9 +63,9 @@ class Rows(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """drawn: `Drawn` with leading axes [steps, R], valid for the first `counts`, int32 [R], steps of each row.
+    """drawn: `Drawn` with leading axes [steps, S], valid for the first `counts`, int32 [S], steps of each slot.
 
-    stopped: bool [R], the last of them is a stop token.
+    stopped: bool [S], the last of them is a stop token.
     """
 
     drawn: Drawn
@@ -51,78 +73,32 @@ class Decoded(NamedTuple):
     stopped: jax.Array
 
 
-def in_pieces(model: ModelConfig, params: Any) -> Any:
-    """The sampler's parameters as a CPU reads them fastest: the unembedding also as [D, V]; where layers are few and on
-    one device, each layer apart, with the kernels of one input side by side."""
-    pieces = params | {"scorer_DV": unembedding(params, model).T}
-    if model.num_hidden_layers > UNROLLED_LAYERS or jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1:
-        return pieces
-    pieces["layers"] = unstack(params["layers"])
-    for layer in pieces["layers"]:
-        for part, names in SIDE_BY_SIDE.items():
-            joined = [layer[part].pop(name) for name in names]
-            layer[part]["joined"] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *joined)
-    return pieces
-
-
-def whole(model: ModelConfig, pieces: Any) -> Any:
-    """The parameters again. XLA sees through concatenations of what was sliced: nothing is copied."""
-    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    ends = {"attention": [queries, queries + keys, None], "mlp": [model.intermediate_size, None]}
-
-    def columns(tree, begin, end):
-        return jax.tree.map(lambda x: x[..., begin:end], tree)
-
-    def apart(layer):
-        new = dict(layer)
-        for part, names in SIDE_BY_SIDE.items():
-            rest = dict(layer[part])
-            joined, edges = rest.pop("joined"), [0, *ends[part]]
-            new[part] = rest | {name: columns(joined, *edges[i : i + 2]) for i, name in enumerate(names)}
-        return new
-
-    return pieces | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *map(apart, pieces["layers"]))}
-
-
-def apply_model(model: ModelConfig, params: Any, attend: Any, tokens_BT, positions_BT, cache: Any) -> tuple[Any, Any]:
+def apply_model(transformer: Transformer, params: Any, tokens_BT, positions_BT, cache: Any) -> tuple[jax.Array, Any]:
     """Hidden states [B, T, D] and the cache, from the trainer's module with another attention.
 
-    params: the sampler's, also `in_pieces`.
+    params: the sampler's, as the platform lays them out.
     """
-    merged = isinstance(params["layers"], list)
-    if merged:
-        params = whole(model, params)
-    transformer, segments_BT = Transformer(model, attend, merged), jnp.ones_like(tokens_BT)
     with nn.logical_axis_rules(RULES):
-        return transformer.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache)
+        return transformer.apply({"params": params}, tokens_BT, positions_BT, jnp.ones_like(tokens_BT), cache)
 
 
-def prefill(
-    model: ModelConfig, platform: str, params: Any, pages: Pages, tokens_BT, starts_B, counts_B, table_BW, write_Bn
-) -> Pages:
-    """The pool with keys and values of the chunks: `counts` tokens from position `starts`, after what `table` holds.
-
-    starts and T are multiples of the page size; write: int32 [B, T / p], where the chunk's pages go, null for none.
-    """
-    B, T = tokens_BT.shape
+def prefill(model: ModelConfig, platform: Platform, params: Any, pages: Pages, chunks: Chunks) -> Pages:
+    """The pool with keys and values of the chunks, each after what its `table` holds."""
+    B, T = chunks.tokens.shape
     step_T = jnp.arange(T)
     visible_1TT = (step_T[:, None] >= step_T)[None]
+    cache = Cache(pages, chunks.table, chunks.starts)
 
     def attend(q, k, v, positions, segments, new, layer):
-        new = _put(new, k, v, layer, 0)
-        fresh = new[0][layer], new[1][layer]
-        return paged_attention(platform, q, pages, layer, table_BW, starts_B, fresh, visible_1TT), new
+        new, fresh = new_tokens.put(new, k, v, layer, 0)
+        return paged_attention(platform.kernels, q, cache, layer, fresh, visible_1TT), new
 
-    _, new = apply_model(model, params, attend, tokens_BT, starts_B[:, None] + step_T, _buffers(pages, B, T))
+    transformer, positions_BT = Transformer(model, attend, platform.project), chunks.starts[:, None] + step_T
+    _, new = apply_model(transformer, params, chunks.tokens, positions_BT, new_tokens.empty(model, pages, B, T))
     return tuple(
-        x.at[:, write_Bn.reshape(-1)].set(y.reshape(x.shape[0], -1, *x.shape[2:]))
-        for x, y in zip(pages, _as_pages(new), strict=True)
+        x.at[:, chunks.write.reshape(-1)].set(y.reshape(x.shape[0], -1, *x.shape[2:]))
+        for x, y in zip(pages, new_tokens.as_pages(new), strict=True)
     )
-
-
-def clear(pages: Pages) -> Pages:
-    """The pool, empty."""
-    return jax.tree.map(jnp.zeros_like, pages)
 
 
 def copy_pages(pages: Pages, sources: jax.Array, targets: jax.Array) -> Pages:
@@ -131,98 +107,62 @@ def copy_pages(pages: Pages, sources: jax.Array, targets: jax.Array) -> Pages:
 
 
 def decode(
-    model: ModelConfig, sampling: Sampling, steps: int, roomy: bool, platform: str, params: Any, pages: Pages,
-    rows: Rows, stop_ids: jax.Array, temperature: jax.Array, top_p: jax.Array, prefix: jax.Array, patience: jax.Array,
-) -> tuple[Pages, Decoded]:  # fmt: skip
-    """Up to `steps` tokens for each row; returns early once more than `patience` rows are through in this call.
+    program: Program, params: Any, pages: Pages, slots: Slots, numbers: Numbers, patience: jax.Array
+) -> tuple[Pages, Decoded]:
+    """Up to `steps` tokens for each slot; returns early once more than `patience` slots are through in this call."""
+    model, sampling, steps, platform = program
+    S, step_N = len(slots.tokens), jnp.arange(steps)
 
-    platform: whose kernels to run. roomy: spend memory on speed, for CPUs: the rows' pages are copied into one piece
-    before the first step, and the parameters come `in_pieces`.
-    """
-    R = rows.tokens.shape[0]
-    step_N = jnp.arange(steps)
-    if roomy:
-        cached = [gather_pages(pages[0][i], pages[1][i], rows.table) for i in range(model.num_hidden_layers)]
+    # The randomness of all steps at once: it depends on a slot's key and positions, not on what is drawn.
+    places_NS = slots.produced + step_N[:, None]  # of the tokens of slots that are not through
+    gumbel_NSg = jax.vmap(partial(gumbels, vocabulary=model.vocab_size), (None, 0))(slots.keys, places_NS)
 
-    def forward(step, tokens_R, new):
+    # One step of the model: the newest token of each slot in, logits out.
+    read = platform.read_pages(platform.kernels, Cache(pages, slots.table, slots.cached))
+
+    def forward(step, tokens_S, new):
         def attend(q, k, v, positions, segments, new, layer):
-            new = _put(new, k, v, layer, step)
-            fresh = new[0][layer], new[1][layer]
-            visible_1TN = (step_N <= step)[None, None]
-            if not roomy:
-                return paged_attention(platform, q, pages, layer, rows.table, rows.cached, fresh, visible_1TN), new
-            if isinstance(layer, int):
-                return cached_attention(q, cached[layer], rows.cached, fresh, visible_1TN), new
-            # a switch rather than an index, which would copy the layer's cache
-            branches = [partial(cached_attention, cached=c, lengths_B=rows.cached) for c in cached]
-            return jax.lax.switch(
-                layer, [lambda q, new, f=f: f(q, new=new, visible_BTN=visible_1TN) for f in branches], q, fresh
-            ), new
+            new, fresh = new_tokens.put(new, k, v, layer, step)
+            return read(q, layer, fresh, (step_N <= step)[None, None]), new
 
-        hidden, new = apply_model(model, params, attend, tokens_R[:, None], (rows.cached + step)[:, None], new)
-        if roomy:
-            return jnp.matmul(hidden[:, 0], params["scorer_DV"], preferred_element_type=jnp.float32), new
-        return unembed(hidden[:, 0], unembedding(params, model)), new
+        transformer, positions_S1 = Transformer(model, attend, platform.project), (slots.cached + step)[:, None]
+        hidden_S1D, new = apply_model(transformer, params, tokens_S[:, None], positions_S1, new)
+        return platform.logits(model, params, hidden_S1D[:, 0]), new
+
+    # One step of the loop: draw, record, and count for the slots that still run. The others go on, unheard.
+    def draw(logits_SV, gumbel_Sg, positions_S):
+        return next_token(logits_SV, gumbel_Sg, positions_S, sampling, numbers)
 
     def body(state):
-        step, tokens_R, new, drawn, counts_R, stopped_R = state
-        logits_RV, new = forward(step, tokens_R, new)
-        positions_R = rows.produced + counts_R
-        now = next_token(logits_RV, gumbel_NRg[step], positions_R, sampling, temperature, top_p, prefix)
-        active_R = ~stopped_R & (positions_R < rows.limits)
-        counts_R = counts_R + active_R
-        stop_R = jnp.isin(now.tokens, stop_ids) & (positions_R >= len(sampling.prefix))
+        step, tokens_S, new, drawn, counts_S, stopped_S = state
+        logits_SV, new = forward(step, tokens_S, new)
+        positions_S = slots.produced + counts_S
+        now = draw(logits_SV, gumbel_NSg[step], positions_S)
+        active_S = ~stopped_S & (positions_S < slots.limits)
+        counts_S = counts_S + active_S
+        stop_S = jnp.isin(now.tokens, numbers.stop_ids) & (positions_S >= len(sampling.prefix))
         drawn = jax.tree.map(lambda all_, x: all_.at[step].set(x), drawn, now)
-        return step + 1, now.tokens, new, drawn, counts_R, stopped_R | (active_R & stop_R)
+        return step + 1, now.tokens, new, drawn, counts_S, stopped_S | (active_S & stop_S)
 
+    # Slots of padding are through from the start, which is nothing to return early for.
     def going(state):
-        step, _, _, _, counts_R, stopped_R = state
-        through_R = stopped_R | (rows.produced + counts_R >= rows.limits)
-        return (step < steps) & (jnp.sum(through_R & (rows.produced < rows.limits)) <= patience) & ~jnp.all(through_R)
+        step, _, _, _, counts_S, stopped_S = state
+        through_S = stopped_S | (slots.produced + counts_S >= slots.limits)
+        return (step < steps) & (jnp.sum(through_S & (slots.produced < slots.limits)) <= patience) & ~jnp.all(through_S)
 
-    new = _buffers(pages, R, steps)
-    places_NR = rows.produced + step_N[:, None]  # of the tokens of rows that are not through
-    gumbel_NRg = jax.vmap(partial(gumbels, vocabulary=model.vocab_size), (None, 0))(rows.keys, places_NR)
-    shapes = jax.eval_shape(
-        lambda: next_token(
-            jnp.zeros((R, model.vocab_size)), gumbel_NRg[0], rows.produced, sampling, temperature, top_p, prefix
-        )
-    )
+    # The loop, from empty records, and what it leaves in the pool.
+    logits_SV = jax.ShapeDtypeStruct((S, model.vocab_size), jnp.float32)
+    shapes = jax.eval_shape(draw, logits_SV, gumbel_NSg[0], slots.produced)
     drawn = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), shapes)
-    state = (0, jnp.asarray(rows.tokens), new, drawn, jnp.zeros(R, jnp.int32), jnp.zeros(R, bool))
-    _, _, new, drawn, counts_R, stopped_R = jax.lax.while_loop(going, body, state)
-    return _write(pages, new, rows), Decoded(drawn, counts_R, stopped_R)
+    new, tokens_S = new_tokens.empty(model, pages, S, steps), jnp.asarray(slots.tokens)
+    state = (0, tokens_S, new, drawn, jnp.zeros(S, jnp.int32), jnp.zeros(S, bool))
+    _, _, new, drawn, counts_S, stopped_S = jax.lax.while_loop(going, body, state)
+    return _write(pages, new_tokens.as_pages(new), slots), Decoded(drawn, counts_S, stopped_S)
 
 
-def _buffers(pages: Pages, B: int, N: int) -> Any:
-    """Room for N new tokens of B rows: keys [L, B, K, d, N] and values [L, B, K, N, d]; of few layers, a list each."""
-    L, _, _, K, d = pages[0].shape
-    keys, values = jnp.zeros((L, B, K, d, N), pages[0].dtype), jnp.zeros((L, B, K, N, d), pages[1].dtype)
-    return ([*keys], [*values]) if L <= UNROLLED_LAYERS else (keys, values)
-
-
-def _put(new: Any, k_BTKd: jax.Array, v_BTKd: jax.Array, layer: jax.Array | int, step: jax.Array | int) -> Any:
-    """The buffers with a layer's keys and values from `step` on."""
-    k, v = k_BTKd.transpose(0, 2, 3, 1).astype(new[0][0].dtype), v_BTKd.transpose(0, 2, 1, 3).astype(new[1][0].dtype)
-    if isinstance(layer, int):
-        keys = jax.lax.dynamic_update_slice(new[0][layer], k, (0, 0, 0, step))
-        values = jax.lax.dynamic_update_slice(new[1][layer], v, (0, 0, step, 0))
-        return [*new[0][:layer], keys, *new[0][layer + 1 :]], [*new[1][:layer], values, *new[1][layer + 1 :]]
-    return (
-        jax.lax.dynamic_update_slice(new[0], k[None], (layer, 0, 0, 0, step)),
-        jax.lax.dynamic_update_slice(new[1], v[None], (layer, 0, 0, step, 0)),
-    )
-
-
-def _as_pages(new: Any) -> Pages:
-    """The buffers as pages lay them out, [L, B, N, K, d]."""
-    new = [jnp.stack(x) if isinstance(x, list) else x for x in new]
-    return new[0].transpose(0, 1, 4, 2, 3), new[1].transpose(0, 1, 3, 2, 4)
-
-
-def _write(pages: Pages, new: Pages, rows: Rows) -> Pages:
-    """The pool with each row's new keys and values at the positions from `cached` on."""
-    page_size, N = pages[0].shape[2], new[0][0].shape[3]
-    place_RN = rows.cached[:, None] % page_size + jnp.arange(N)
-    page_RN = jnp.take_along_axis(jnp.asarray(rows.write), place_RN // page_size, axis=1)
-    return tuple(x.at[:, page_RN, place_RN % page_size].set(y) for x, y in zip(pages, _as_pages(new), strict=True))
+def _write(pages: Pages, new: Pages, slots: Slots) -> Pages:
+    """The pool with each slot's new keys and values, [L, S, N, K, d], at the positions from `cached` on."""
+    page_size, N = pages[0].shape[2], new[0].shape[2]
+    place_SN = slots.cached[:, None] % page_size + jnp.arange(N)
+    page_SN = jnp.take_along_axis(jnp.asarray(slots.write), place_SN // page_size, axis=1)
+    return tuple(x.at[:, page_SN, place_SN % page_size].set(y) for x, y in zip(pages, new, strict=True))

@@ -1,4 +1,4 @@
-"""What the engine hands out: rollouts, with more fields where `Sampling` asks for them, and its progress."""
+"""What the engine hands out: rollouts, with more fields where `Sampling` asks for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polaris_jax.types import Rollout
 
 
 @dataclass(frozen=True)
-class ScoredRollout(Rollout):
+class DetailedRollout(Rollout):
     """A rollout with the records that `Sampling` can ask for; None where it did not.
 
     untempered_logprobs: float32 [response], nats, at temperature 1 without top-k and top-p.
@@ -22,23 +22,6 @@ class ScoredRollout(Rollout):
     untempered_logprobs: np.ndarray | None = None
     alternative_ids: np.ndarray | None = None
     alternative_logprobs: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What `generate` reports between device calls. Counts are rollouts of this process.
-
-    occupancy: share of the decoded rows that gave a token. preempted: how often so far. longest: tokens, so far.
-    """
-
-    finished: int
-    total: int
-    tokens_per_s: float
-    occupancy: float
-    running: int
-    waiting: int
-    preempted: int
-    longest: int
 
 
 @dataclass(eq=False)
@@ -68,4 +51,4 @@ class Response:
         fields = (self.problem_id, self.sample, self.prompt, drawn.tokens, drawn.logprobs, self.finish_reason)
         if drawn.untempered is None and drawn.alternatives is None:
             return Rollout(*fields)
-        return ScoredRollout(*fields, drawn.untempered, *(drawn.alternatives or (None, None)))
+        return DetailedRollout(*fields, drawn.untempered, *(drawn.alternatives or (None, None)))

@@ -3,59 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rollout import programs
-from polaris_jax.rollout.kv_pages import NULL_PAGE, PagePool, pages_for
+from polaris_jax.rollout.kv_pages import NULL_PAGE, pages_for
+from polaris_jax.rollout.metrics import Counters
+from polaris_jax.rollout.platforms import Platform
 from polaris_jax.rollout.records import Response
-from polaris_jax.rollout.sampling import Sampling
-from polaris_jax.rollout.scheduler import Prefill, Scheduler
-from polaris_jax.rollout.scheduler import Sequence as Scheduled
+from polaris_jax.rollout.sampling import Sampling, split
+from polaris_jax.rollout.scheduler import Prefill, Scheduled, Scheduler
+
+Queue = deque[tuple[list[Response], list[int]]]  # groups: responses to one prompt, and the most tokens of each
 
 PREFILL_CHUNKS = (64, 256, 1024)  # tokens
-PREFILL_ROWS = (1, 4, 16, 64)
-PREFILL_TOKENS = 4096  # rows x chunk of one call
+PREFILL_BATCHES = (1, 4, 16, 64)  # chunks in one call
+PREFILL_TOKENS = 4096  # of all chunks in one call
 COPIES = 16  # pages in one call
 
 
-@dataclass
-class Counters:
-    """Of one generate call. Seconds by what the host waited for.
-
-    row_steps: rows x steps decoded, padding included. slot_steps: slots that could have been busy (at most as many as
-    there were unfinished sequences) x steps.
-    """
-
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    transfer_s: float = 0.0
-    prefilled: int = 0
-    sampled: int = 0
-    row_steps: int = 0
-    slot_steps: int = 0
-    calls: int = 0
-    preempted: int = 0
-
-
 class Programs:
-    """The jitted programs, shared by the lanes. traced: how often one was traced, and so compiled, so far."""
+    """The jitted programs, shared by the replicas. traced: how often one was traced, and so compiled, so far."""
 
-    def __init__(self, model: ModelConfig, steps: int, platform: str):
-        self.model, self.steps, self.platform, self.roomy = model, steps, platform, platform == "cpu"
-        self.traced = 0
-        self.in_pieces = jax.jit(self._counted(programs.in_pieces), static_argnums=0)
+    def __init__(self, model: ModelConfig, steps: int, platform: Platform):
+        self.model, self.steps, self.platform, self.traced = model, steps, platform, 0
+        self._lay_out = jax.jit(self._counted(platform.lay_out), static_argnums=0) if platform.lay_out else None
         self.prefill = jax.jit(self._counted(programs.prefill), static_argnums=(0, 1), donate_argnums=3)
-        self.clear = jax.jit(programs.clear, donate_argnums=0, keep_unused=True)
         self.copy = jax.jit(self._counted(programs.copy_pages), donate_argnums=0)
-        self.decode = jax.jit(self._counted(programs.decode), static_argnums=(0, 1, 2, 3, 4), donate_argnums=6)
+        self.decode = jax.jit(self._counted(programs.decode), static_argnums=0, donate_argnums=2)
+
+    def lay_out(self, params: Any) -> Any:
+        """The sampler's parameters as the other programs want them."""
+        return self._lay_out(self.model, params) if self._lay_out else params
 
     def _counted(self, function):
         def call(*args):
@@ -65,27 +50,26 @@ class Programs:
         return call
 
 
-class Lane:
+class Replica:
     """A page pool on `mesh` (only its tensor axis is larger than 1) and the sequences that use it."""
 
     def __init__(
-        self, run: Programs, mesh: Mesh, params: Any, pool: programs.Pages, *, slots: int, sampling: Sampling,
-        share: bool, counters: Counters,
-    ):  # fmt: skip
-        self.run, self.mesh, self.pool, self.counters = run, mesh, pool, counters
-        pages, self.page_size = pool[0].shape[1:3]
+        self,
+        run: Programs,
+        mesh: Mesh,
+        params: Any,
+        pool: programs.Pages,
+        scheduler: Scheduler,
+        sampling: Sampling,
+        counters: Counters,
+    ):
+        self.run, self.mesh, self.pool, self.scheduler, self.counters = run, mesh, pool, scheduler, counters
         with jax.set_mesh(mesh):
-            self.params = run.in_pieces(run.model, params) if run.roomy else params
-        self.scheduler = Scheduler(PagePool(pages), self.page_size, slots, run.steps, share=share)
+            self.params = run.lay_out(params)
         self.responses: dict[Scheduled, Response] = {}
-        self._static = static_sampling(sampling)
-        self._numbers = (
-            np.asarray(sampling.stop_ids or (-1,), np.int32),
-            np.float32(sampling.temperature),
-            np.float32(sampling.top_p),
-            np.asarray(sampling.prefix, np.int32),
-        )
-        self._row_buckets = row_buckets(slots, fine=run.roomy)
+        static, self._numbers = split(sampling)
+        self._program = programs.Program(run.model, static, run.steps, run.platform)
+        self._slot_buckets = run.platform.slot_buckets(scheduler.slots)
         self._in_flight: tuple[list[Scheduled], programs.Decoded] | None = None
 
     def submit(self, responses: Sequence[Response], limits: Sequence[int]) -> None:
@@ -122,14 +106,14 @@ class Lane:
         self.counters.transfer_s += time.perf_counter() - waited
         self.counters.calls += 1
         self.counters.sampled += int(counts.sum())
-        self.counters.row_steps += int(counts.max()) * len(counts)
+        self.counters.slot_steps += int(counts.max()) * len(counts)
         unfinished = len(running) + self.scheduler.waiting
-        self.counters.slot_steps += int(counts.max()) * min(self.scheduler.slots, unfinished)
+        self.counters.fillable_steps += int(counts.max()) * min(self.scheduler.slots, unfinished)
         finished = []
-        for row, scheduled in enumerate(running):
-            response, count = self.responses[scheduled], int(counts[row])
-            response.parts.append(jax.tree.map(lambda x, row=row, count=count: x[:count, row], drawn))
-            stop, full = bool(stopped[row]), scheduled.produced + count >= scheduled.limit
+        for slot, scheduled in enumerate(running):
+            response, count = self.responses[scheduled], int(counts[slot])
+            response.parts.append(jax.tree.map(lambda x, slot=slot, count=count: x[:count, slot], drawn))
+            stop, full = bool(stopped[slot]), scheduled.produced + count >= scheduled.limit
             self.scheduler.advance(scheduled, count, finished=stop or full)
             if stop or full:
                 response.finish_reason = "stop" if stop else "length"
@@ -138,84 +122,67 @@ class Lane:
 
     def _prefill(self, jobs: list[Prefill]) -> None:
         """Runs each job chunk by chunk, as many jobs in one call as fit."""
-        chunks = [-(-size // self.page_size) * self.page_size for size in PREFILL_CHUNKS]
+        page_size = self.scheduler.page_size
+        sizes = [-(-size // page_size) * page_size for size in PREFILL_CHUNKS]
         starts = {job: job.start for job in jobs}
         while starts:
             left = max(job.end - start for job, start in starts.items())
-            chunk = next((size for size in chunks if size >= left), chunks[-1])
-            most = max(PREFILL_TOKENS // chunk, 1)
-            batch = sorted(starts, key=starts.__getitem__)[: min(most, PREFILL_ROWS[-1])]
-            rows = next(size for size in PREFILL_ROWS if size >= len(batch))
-            width = bucket(max(starts[job] // self.page_size for job in batch))
-            tokens = np.zeros((rows, chunk), np.int32)
-            start, count = np.zeros((2, rows), np.int32)
-            table = np.full((rows, width), NULL_PAGE, np.int32)
-            write = np.full((rows, chunk // self.page_size), NULL_PAGE, np.int32)
-            for row, job in enumerate(batch):
+            T = next((size for size in sizes if size >= left), sizes[-1])
+            most = max(PREFILL_TOKENS // T, 1)
+            batch = sorted(starts, key=starts.__getitem__)[: min(most, PREFILL_BATCHES[-1])]
+            B = next(size for size in PREFILL_BATCHES if size >= len(batch))
+            width = bucket(max(starts[job] // page_size for job in batch))
+            chunks = programs.Chunks(
+                tokens=np.zeros((B, T), np.int32),
+                starts=np.zeros(B, np.int32),
+                table=np.full((B, width), NULL_PAGE, np.int32),
+                write=np.full((B, T // page_size), NULL_PAGE, np.int32),
+            )
+            for i, job in enumerate(batch):
                 begin = starts.pop(job)
-                end = min(begin + chunk, job.end)
+                end = min(begin + T, job.end)
                 response = self.responses[job.sequence]
-                tokens[row, : end - begin] = np.concatenate([response.prompt, response.tokens])[begin:end]
-                start[row], count[row] = begin, end - begin
-                first, last = begin // self.page_size, pages_for(end, self.page_size)
-                table[row, :first] = job.pages[:first]
-                write[row, : last - first] = job.pages[first:last]
+                chunks.tokens[i, : end - begin] = np.concatenate([response.prompt, response.tokens])[begin:end]
+                chunks.starts[i] = begin
+                first, last = begin // page_size, pages_for(end, page_size)
+                chunks.table[i, :first] = job.pages[:first]
+                chunks.write[i, : last - first] = job.pages[first:last]
+                self.counters.prefilled += end - begin
                 if end < job.end:
                     starts[job] = end
-            self.counters.prefilled += int(count.sum())
-            self.pool = self.run.prefill(
-                self.run.model, self.run.platform, self.params, self.pool, tokens, start, count, table, write
-            )
+            self.pool = self.run.prefill(self.run.model, self.run.platform, self.params, self.pool, chunks)
 
     def _decode(self, running: list[Scheduled]) -> None:
-        R = next(size for size in self._row_buckets if size >= len(running))
-        width = bucket(max(1, max(pages_for(s.cached, self.page_size) for s in running)))
-        spread = pages_for(self.run.steps + self.page_size - 1, self.page_size)  # pages that the steps can touch
-        tokens, cached, produced, limits = np.zeros((4, R), np.int32)
-        keys = np.zeros((R, 2), np.uint32)
-        table = np.full((R, width), NULL_PAGE, np.int32)
-        write = np.full((R, spread), NULL_PAGE, np.int32)
-        for row, s in enumerate(running):
+        page_size = self.scheduler.page_size
+        S = next(size for size in self._slot_buckets if size >= len(running))
+        width = bucket(max(1, max(pages_for(s.cached, page_size) for s in running)))
+        spread = pages_for(self.run.steps + page_size - 1, page_size)  # pages that the steps can touch
+        slots = programs.Slots(
+            *np.zeros((4, S), np.int32),
+            keys=np.zeros((S, 2), np.uint32),
+            table=np.full((S, width), NULL_PAGE, np.int32),
+            write=np.full((S, spread), NULL_PAGE, np.int32),
+        )
+        for i, s in enumerate(running):
             response = self.responses[s]
-            tokens[row], cached[row], produced[row], limits[row] = response.newest, s.cached, s.produced, s.limit
-            keys[row] = response.key
-            known = pages_for(s.cached, self.page_size)
-            table[row, :known] = s.pages[:known]
-            first = s.cached // self.page_size
+            slots.tokens[i], slots.keys[i] = response.newest, response.key
+            slots.cached[i], slots.produced[i], slots.limits[i] = s.cached, s.produced, s.limit
+            held, first = pages_for(s.cached, page_size), s.cached // page_size
+            slots.table[i, :held] = s.pages[:held]
             new = s.pages[first : first + spread]
-            write[row, : len(new)] = new
-        rows = programs.Rows(tokens, cached, produced, limits, keys, table, write)
+            slots.write[i, : len(new)] = new
         patience = np.int32(len(running) // 16)
-        self.pool, decoded = self.run.decode(
-            self.run.model, self._static, self.run.steps, self.run.roomy, self.run.platform, self.params, self.pool,
-            rows, *self._numbers, patience,
-        )  # fmt: skip
+        self.pool, decoded = self.run.decode(self._program, self.params, self.pool, slots, self._numbers, patience)
         self._in_flight = running, decoded
 
 
-def static_sampling(sampling: Sampling) -> Sampling:
-    """What of it decides the program; the numbers are arguments."""
-    return replace(
-        sampling,
-        temperature=float(sampling.temperature > 0),
-        top_p=1.0 if sampling.top_p == 1 else 0.5,
-        max_response_tokens=len(sampling.prefix) + 1,
-        stop_ids=(),
-        prefix=(0,) * len(sampling.prefix),
-    )
-
-
-def pool_layout(model: ModelConfig, mesh: Mesh, pages: int, page_size: int) -> tuple[tuple[int, ...], NamedSharding]:
-    """Shape and sharding of the keys, or values, of a pool: kv heads over the tensor axis where they divide."""
-    shape = (model.num_hidden_layers, pages, page_size, model.num_key_value_heads, model.head_dim)
-    axis = "tensor" if model.num_key_value_heads % mesh.shape["tensor"] == 0 else None
-    return shape, NamedSharding(mesh, PartitionSpec(None, None, None, axis, None))
-
-
-def new_pool(model: ModelConfig, mesh: Mesh, pages: int, page_size: int, dtype: str) -> programs.Pages:
-    """An empty page pool."""
-    shape, sharding = pool_layout(model, mesh, pages, page_size)
-    return tuple(jnp.zeros(shape, dtype, device=sharding) for _ in range(2))
+def assign(queue: Queue, replicas: Sequence[Replica]) -> None:
+    """Submits groups, each to the replica with the fewest sequences, until as many wait there as it has slots."""
+    while queue:
+        replica = min(replicas, key=lambda replica: len(replica.responses))
+        if replica.scheduler.waiting >= replica.scheduler.slots:
+            break
+        replica.submit(*queue.popleft())
 
 
 def bucket(n: int) -> int:
@@ -224,20 +191,3 @@ def bucket(n: int) -> int:
         return n
     power = 1 << (n - 1).bit_length()
     return power * 3 // 4 if n <= power * 3 // 4 else power
-
-
-def row_buckets(slots: int, *, fine: bool) -> list[int]:
-    """How many rows a decoding call may have, smallest first: the slots, then a quarter of them, down to at most 16.
-
-    fine: three quarters, a half, and so on, down to at most 4, for CPUs, where a row of padding costs as much as any
-    other. Accelerators read the weights once a step however many rows there are, and gain less than the compilations
-    cost.
-    """
-    sizes = {slots}
-    size, least = slots, 4 if fine else 16
-    while size > least:
-        if fine:
-            sizes.add(-(-size * 3 // 4))
-        size = -(-size // (2 if fine else 4))
-        sizes.add(size)
-    return sorted(sizes)

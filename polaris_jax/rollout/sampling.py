@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,32 @@ class Sampling:
             )
 
 
+class Numbers(NamedTuple):
+    """The numbers of a `Sampling`, which are arguments of the programs, so that another value is no other program.
+
+    stop_ids: int32 [n], [-1] for none. temperature, top_p: float32 []. prefix: int32 [n].
+    """
+
+    stop_ids: Any
+    temperature: Any
+    top_p: Any
+    prefix: Any
+
+
+def split(sampling: Sampling) -> tuple[Sampling, Numbers]:
+    """What of it decides the program, the same for all values of the numbers; and the numbers."""
+    static = replace(
+        sampling,
+        temperature=float(sampling.temperature > 0),
+        top_p=1.0 if sampling.top_p == 1 else 0.5,
+        max_response_tokens=len(sampling.prefix) + 1,
+        stop_ids=(),
+        prefix=(0,) * len(sampling.prefix),
+    )
+    stop_ids, prefix = (np.asarray(ids, np.int32) for ids in (sampling.stop_ids or (-1,), sampling.prefix))
+    return static, Numbers(stop_ids, np.float32(sampling.temperature), np.float32(sampling.top_p), prefix)
+
+
 class Drawn(NamedTuple):
     """tokens: int32 [B]. logprobs: float32 [B], nats. The rest is None unless asked for.
 
@@ -81,7 +107,7 @@ def truncate(logits_BV: jax.Array, top_k: int, top_p: float | jax.Array | None) 
 
 
 def gumbels(keys_B2: jax.Array, positions_B: jax.Array, vocabulary: int) -> jax.Array:
-    """The randomness of one draw for each row, float32 [B, N + b]: threefry keyed by fold_in(key, position).
+    """The randomness of one draw for each sequence, float32 [B, N + b]: threefry keyed by fold_in(key, position).
 
     N and b are those of `draw`. keys: uint32 [B, 2], of `sequence_key`. positions: int32 [B], in the response.
     vocabulary: V.
@@ -96,7 +122,7 @@ def _blocks(vocabulary: int) -> tuple[int, int]:
     return -(-vocabulary // b), b
 
 
-def draw(logits_BV: jax.Array, gumbel_BR: jax.Array) -> tuple[jax.Array, jax.Array]:
+def draw(logits_BV: jax.Array, gumbel_Bg: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Samples from softmax(logits); also returns logsumexp(logits), float32 [B].
 
     logits: float32 [B, V]. gumbel: float32 [B, N + b], of `gumbels`.
@@ -110,20 +136,19 @@ def draw(logits_BV: jax.Array, gumbel_BR: jax.Array) -> tuple[jax.Array, jax.Arr
     logits_BNb = jnp.pad(logits_BV, ((0, 0), (0, N * b - V)), constant_values=-jnp.inf).reshape(B, N, b)
     top_B = jnp.max(logits_BV, axis=-1)
     mass_BN = jnp.sum(jnp.exp(logits_BNb - top_B[:, None, None]), axis=-1)
-    block_B = jnp.argmax(jnp.log(mass_BN) + gumbel_BR[:, :N], axis=-1)
+    block_B = jnp.argmax(jnp.log(mass_BN) + gumbel_Bg[:, :N], axis=-1)
     within_Bb = jnp.take_along_axis(logits_BNb, block_B[:, None, None], axis=1)[:, 0]
-    token_B = block_B * b + jnp.argmax(within_Bb + gumbel_BR[:, N:], axis=-1)
+    token_B = block_B * b + jnp.argmax(within_Bb + gumbel_Bg[:, N:], axis=-1)
     return token_B.astype(jnp.int32), top_B + jnp.log(jnp.sum(mass_BN, axis=-1))
 
 
 def next_token(
-    logits_BV: jax.Array, gumbel_BR: jax.Array, positions_B: jax.Array, sampling: Sampling, temperature: jax.Array,
-    top_p: jax.Array, prefix_n: jax.Array,
-) -> Drawn:  # fmt: skip
-    """One token for each row. logits: float32 [B, V], of the model. gumbel: of `gumbels` at these positions.
+    logits_BV: jax.Array, gumbel_Bg: jax.Array, positions_B: jax.Array, sampling: Sampling, numbers: Numbers
+) -> Drawn:
+    """One token for each sequence. logits: float32 [B, V], of the model. gumbel: of `gumbels` at these positions.
 
-    `sampling` decides what is computed (greedy or not, top-k, whether top-p is on, what is recorded); the numbers
-    temperature, top_p and the forced prefix, int32 [n], are arrays, so that another value is no other program.
+    `sampling` decides what is computed (greedy or not, top-k, whether top-p is on, what is recorded); what it has in
+    common with `numbers` is taken from these.
     """
 
     def pick(logprobs_BV, tokens_B):
@@ -134,14 +159,14 @@ def next_token(
         token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         normaliser_B = jax.nn.logsumexp(logits_BV, axis=-1)
     else:
-        tempered_BV = logits_BV / temperature
-        kept_BV = truncate(tempered_BV, sampling.top_k, top_p if sampling.top_p < 1 else None)
-        token_B, normaliser_B = draw(kept_BV, gumbel_BR)
+        tempered_BV = logits_BV / numbers.temperature
+        kept_BV = truncate(tempered_BV, sampling.top_k, numbers.top_p if sampling.top_p < 1 else None)
+        token_B, normaliser_B = draw(kept_BV, gumbel_Bg)
     logprob_B = pick(tempered_BV, token_B) - normaliser_B
     if sampling.prefix:
         n = len(sampling.prefix)
         forced_B = positions_B < n
-        token_B = jnp.where(forced_B, prefix_n[jnp.minimum(positions_B, n - 1)], token_B)
+        token_B = jnp.where(forced_B, numbers.prefix[jnp.minimum(positions_B, n - 1)], token_B)
         full_B = pick(tempered_BV, token_B) - jax.nn.logsumexp(tempered_BV, axis=-1)
         logprob_B = jnp.where(forced_B, full_B, logprob_B)
     untempered_B = alternatives = None

@@ -19,7 +19,7 @@ from polaris_jax.rollout.kv_pages import PagePool, pages_for
 
 
 @dataclass(eq=False)
-class Group:
+class PromptGroup:
     """Sequences with one prompt. pages: of the prefix, owned by the group as well; empty when it is not cached."""
 
     prompt: int  # tokens
@@ -29,11 +29,11 @@ class Group:
 
 
 @dataclass(eq=False)
-class Sequence:
+class Scheduled:
     """One response. order: its rank among all. limit: most response tokens. produced: response tokens so far."""
 
     order: int
-    group: Group
+    group: PromptGroup
     limit: int
     produced: int = 0
     pages: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Sequence:
         """Tokens whose keys and values are in the cache while it runs."""
         return self.group.prompt + self.produced - 1
 
-    def __lt__(self, other: Sequence) -> bool:
+    def __lt__(self, other: Scheduled) -> bool:
         return self.order < other.order
 
 
@@ -51,7 +51,7 @@ class Sequence:
 class Prefill:
     """Compute tokens start .. end - 1 of a sequence into its pages; start is a multiple of the page size."""
 
-    sequence: Sequence
+    sequence: Scheduled
     start: int
     end: int
     pages: tuple[int, ...]
@@ -63,7 +63,7 @@ class Round:
 
     prefills: list[Prefill]
     copies: list[tuple[int, int]]
-    running: list[Sequence]
+    running: list[Scheduled]
     preempted: int
 
 
@@ -72,10 +72,10 @@ class Scheduler:
 
     def __init__(self, pool: PagePool, page_size: int, slots: int, growth: int, *, share: bool = True):
         self.pool, self.page_size, self.slots, self.growth, self.share = pool, page_size, slots, growth, share
-        self.running: list[Sequence] = []  # oldest first
-        self._preempted: list[Sequence] = []  # heap; all of them are older than every new one
-        self._new: deque[Sequence] = deque()
-        self._holders: dict[Group, None] = {}  # groups that own their prefix's pages, oldest first
+        self.running: list[Scheduled] = []  # oldest first
+        self._preempted: list[Scheduled] = []  # heap; all of them are older than every new one
+        self._new: deque[Scheduled] = deque()
+        self._holders: dict[PromptGroup, None] = {}  # groups that own their prefix's pages, oldest first
         self._orders = 0
         self._rounds = 0
 
@@ -84,12 +84,12 @@ class Scheduler:
         """Sequences that are not running."""
         return len(self._preempted) + len(self._new)
 
-    def submit(self, prompt: int, limits: Iterable[int]) -> list[Sequence]:
+    def submit(self, prompt: int, limits: Iterable[int]) -> list[Scheduled]:
         """A group of sequences, one for each limit. prompt: tokens, at least 1.
 
         Raises ValueError, with the arithmetic, for a sequence that would not fit even alone.
         """
-        group = Group(prompt)
+        group = PromptGroup(prompt)
         sequences = []
         for limit in limits:
             need, have = self._pages_at_most(prompt, limit), self.pool.size - 1
@@ -98,7 +98,7 @@ class Scheduler:
                     f"prompt of {prompt} + response of {limit} tokens takes {need} pages of {self.page_size} tokens, "
                     f"the pool has {have}: raise rollout.cache_gib or lower rollout.max_response_tokens"
                 )
-            sequences.append(Sequence(self._orders, group, limit))
+            sequences.append(Scheduled(self._orders, group, limit))
             self._orders += 1
         group.unfinished = len(sequences)
         self._new.extend(sequences)
@@ -111,7 +111,7 @@ class Scheduler:
         prefills, copies = ([], []) if preempted else self._admit()
         return Round(prefills, copies, list(self.running), preempted)
 
-    def advance(self, sequence: Sequence, tokens: int, *, finished: bool) -> None:
+    def advance(self, sequence: Scheduled, tokens: int, *, finished: bool) -> None:
         """Records that a running sequence gained tokens, and takes its pages when it is finished."""
         sequence.produced += tokens
         if not finished:
@@ -126,7 +126,7 @@ class Scheduler:
     def _pages_at_most(self, prompt: int, limit: int) -> int:
         return pages_for(prompt + limit - 1, self.page_size)
 
-    def _pages_next(self, sequence: Sequence) -> int:
+    def _pages_next(self, sequence: Scheduled) -> int:
         """Pages that a sequence needs to gain `growth` tokens, or what is left to its limit."""
         last = sequence.group.prompt + sequence.limit - 1
         return pages_for(min(sequence.cached + self.growth, last), self.page_size)
@@ -143,7 +143,7 @@ class Scheduler:
                 preempted += 1
         return preempted
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Scheduled) -> None:
         self.running.remove(sequence)
         self.pool.release(sequence.pages)
         sequence.pages = []
@@ -163,7 +163,7 @@ class Scheduler:
         self.running.sort()
         return prefills, copies
 
-    def _place(self, sequence: Sequence, prefills: list[Prefill], copies: list[tuple[int, int]]) -> bool:
+    def _place(self, sequence: Scheduled, prefills: list[Prefill], copies: list[tuple[int, int]]) -> bool:
         """Gives a waiting sequence its pages and notes what has to be computed; False when there are not enough."""
         group, total = sequence.group, self._pages_next(sequence)
         prefix = group.prompt - 1  # tokens
@@ -208,7 +208,7 @@ class Scheduler:
                 self._drop_prefix(group)
         return self.pool.allocate(count) if count > 0 else []
 
-    def _drop_prefix(self, group: Group) -> None:
+    def _drop_prefix(self, group: PromptGroup) -> None:
         self.pool.release(group.pages)
         group.pages = []
         self._holders.pop(group, None)

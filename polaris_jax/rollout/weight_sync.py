@@ -15,13 +15,13 @@ from polaris_jax.sharding.mesh import AXES
 from polaris_jax.sharding.rules import param_shardings
 
 
-def lane_meshes(mesh: Mesh) -> list[Mesh]:
+def replica_meshes(mesh: Mesh) -> list[Mesh]:
     """One mesh for each group of this process's devices that holds the model once: `tensor` devices, other axes 1.
 
     Raises ValueError when the tensor axis spans processes, since each process decodes at its own pace.
     """
     devices_XN = np.moveaxis(mesh.devices, AXES.index("tensor"), -1).reshape(-1, mesh.shape["tensor"])
-    lanes = []
+    replicas = []
     for devices_N in devices_XN:
         owners = {device.process_index for device in devices_N}
         if len(owners) > 1:
@@ -30,18 +30,18 @@ def lane_meshes(mesh: Mesh) -> list[Mesh]:
             )
         if owners == {jax.process_index()}:
             shape = [len(devices_N) if axis == "tensor" else 1 for axis in AXES]
-            lanes.append(Mesh(devices_N.reshape(shape), AXES, axis_types=mesh.axis_types))
-    return lanes
+            replicas.append(Mesh(devices_N.reshape(shape), AXES, axis_types=mesh.axis_types))
+    return replicas
 
 
-class HandOver:
-    """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each lane.
+class WeightSync:
+    """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each replica.
 
     weights: "", or what the projection kernels are quantised to, a name of `quantise.CODES`. cast: the jitted program
-    behind it. lane_shardings: of the sampler's parameters, for each lane.
+    behind it. replica_shardings: of the sampler's parameters, for each replica.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, lanes: list[Mesh], weights: str = ""):
+    def __init__(self, model: ModelConfig, mesh: Mesh, replicas: list[Mesh], weights: str = ""):
         def shardings(mesh: Mesh) -> Any:
             found = param_shardings(model, mesh)
             return map_kernels(found, scale_sharding) if weights else found
@@ -51,16 +51,16 @@ class HandOver:
                 return map_kernels(params, partial(quantise, weights=weights), lambda x: x.astype(model.dtype))
             return jax.tree.map(lambda x: x.astype(model.dtype), params)
 
-        self._lanes, self._whole = lanes, param_shardings(model, mesh)
-        self.lane_shardings = [shardings(lane) for lane in lanes]
+        self._replicas, self._whole = replicas, param_shardings(model, mesh)
+        self.replica_shardings = [shardings(replica) for replica in replicas]
         spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), shardings(mesh))
         self.cast = jax.jit(cast, out_shardings=spread)
 
     def __call__(self, params: Any) -> list[Any]:
         spread = self.cast(jax.device_put(params, self._whole))  # from other devices, where training has its own
         return [
-            jax.tree.map(partial(_on_lane, devices=set(lane.devices.flat)), spread, shardings)
-            for lane, shardings in zip(self._lanes, self.lane_shardings, strict=True)
+            jax.tree.map(partial(_on_replica, devices=set(replica.devices.flat)), spread, shardings)
+            for replica, shardings in zip(self._replicas, self.replica_shardings, strict=True)
         ]
 
 
@@ -68,7 +68,7 @@ def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
 
 
-def _on_lane(x: jax.Array, sharding: NamedSharding, devices: set[jax.Device]) -> jax.Array:
-    """The part of a global array that lies on a lane, as an array of that lane; no data moves."""
+def _on_replica(x: jax.Array, sharding: NamedSharding, devices: set[jax.Device]) -> jax.Array:
+    """The part of a global array that lies on a replica's devices, as an array of these; no data moves."""
     shards = [shard.data for shard in x.addressable_shards if shard.device in devices]
     return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)

@@ -106,4 +106,5 @@ def save_model_files(workdir: Path, model: ModelConfig, tokenizer: PreTrainedTok
         return
     write_whole(workdir / "model.json", hf.config_to_json(model))
     (workdir / "tokenizer").mkdir(exist_ok=True)
-    write_tokenizer(tokenizer, workdir / "tokenizer")
+    source = Path(tokenizer.name_or_path)  # its files as they are, where it has some: transformers writes others
+    write_tokenizer(source if tokenizer.name_or_path and source.is_dir() else tokenizer, workdir / "tokenizer")

@@ -99,11 +99,11 @@ def check_config(
     """
     known, path, new = dict(configs.flatten(base.get_config())), workdir / "config.json", _plain(config)
     for key in allowed:
-        if not any(_within(name, [key]) for name in known):
+        if not any(configs.within(name, [key]) for name in known):
             raise UserError(f"--allow_changed={key}: no such key{configs.nearest(key, known)}")
     old = _read(path) if path.exists() else new
     changed = {key: f"config.{key}: {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key]}
-    refused = [key for key in changed if not _within(key, (*allowed, *free))]
+    refused = [key for key in changed if not configs.within(key, (*allowed, *free))]
     refused = [key for key in refused if not (longer and _extends(key, old.get(key), new[key]))]
     if refused:
         raise UserError(
@@ -142,7 +142,3 @@ def _extends(key: str, old: Any, new: Any) -> bool:
     (*before, last), again = (dict(stage) for stage in old), dict(new[len(old) - 1])
     longer = last.pop("steps", 0) <= again.pop("steps", 0)
     return [dict(stage) for stage in new[: len(old) - 1]] == before and again == last and longer
-
-
-def _within(key: str, sections: Iterable[str]) -> bool:
-    return any(key == section or key.startswith(f"{section}.") for section in sections)

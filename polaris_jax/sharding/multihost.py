@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from polaris_jax.errors import LOST, UserError
 
-_MEETINGS = itertools.count()
+_WAITS = itertools.count()
 _AGAIN = "start all of them again: the run resumes from what is on disk"
 
 
@@ -125,17 +125,17 @@ def any_process(flag: bool) -> bool:
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-class Notice:
+class SharedFlag:
     """A flag that any process may set while each works at its own pace; all see it within a second.
 
-    Every process makes the same notices in the same order. Unlike `any_process` it may be looked at any number of
+    Every process makes the same flags in the same order. Unlike `any_process` it may be looked at any number of
     times, and the processes see it at different times.
     """
 
     _count = itertools.count()
 
     def __init__(self):
-        self._key, self._set, self._looked = f"notice/{next(self._count)}", False, 0.0
+        self._key, self._set, self._looked = f"flag/{next(self._count)}", False, 0.0
 
     def set(self) -> None:
         """Sets it in all processes; safe to call from a signal handler."""
@@ -151,14 +151,14 @@ class Notice:
         return self._set
 
 
-def meet(meanwhile: Callable[[], None] = lambda: None) -> None:
+def wait_for_all(meanwhile: Callable[[], None] = lambda: None) -> None:
     """Returns when every process has called it as often as this one. meanwhile: called again and again until then.
 
     For work that takes each process another time, up to hours: unlike `barrier` it keeps no device waiting, and signals
     are handled meanwhile.
     """
     if jax.process_count() > 1:
-        _all_arrive(f"meeting/{next(_MEETINGS)}", meanwhile)
+        _all_arrive(f"wait/{next(_WAITS)}", meanwhile)
 
 
 def _all_arrive(key: str, meanwhile: Callable[[], None] = lambda: None, *, within_s: float = math.inf) -> bool:

@@ -19,7 +19,9 @@ from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate
 from polaris_jax.evaluation.job import load_benchmarks
 from polaris_jax.hf import stop_ids
+from polaris_jax.optim.optimizer import restart_schedule
 from polaris_jax.rollout import RolloutEngine, store
+from polaris_jax.rollout.engine import extended
 from polaris_jax.runs.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
@@ -30,7 +32,7 @@ from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, log_samples
 from polaris_jax.training.stages import enter_stage, make_measure
-from polaris_jax.training.state import TrainState, init_state, state_shardings
+from polaris_jax.training.state import TrainState, init_state, planned_updates, state_shardings
 from polaris_jax.training.step import Stage, train_step
 from polaris_jax.training.update import check_finite, make_update
 from polaris_jax.types import Prompt
@@ -50,14 +52,15 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
 def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> History:
     # The config and the data, checked against each other before anything is loaded on a device.
     names, stages = zip(*configs.stages(config), strict=True)
+    configs.check_followed(stages)
     if any_steps(workdir):
         check_config(config, workdir, allowed=allow_changed, free=(*FREE, "sft", "difficulty"))
     meshes, sampling_meshes = zip(*(make_meshes(stage.mesh, stage.rollout.devices) for stage in stages), strict=True)
     tokenizer = load_tokenizer(config)
-    prompts = make_prompts(load_train_problems(config), tokenizer, config.data.max_prompt_tokens)
-    for stage in stages:
-        check_fits(stage, prompts)
-    held_out = held_out_prompts(config, tokenizer) if config.training.evaluate_every else []
+    prompts = training_prompts(stages, tokenizer)
+    for stage, own in zip(stages, prompts, strict=True):
+        check_fits(stage, own)
+    held_out = [held_out_prompts(stage, tokenizer) for stage in stages]
 
     # The model, its sampler for each stage, and the state, from the newest checkpoint where there is one.
     model, params = load_model(config, meshes[0], tokenizer)
@@ -89,11 +92,16 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
                 reference = jax.device_put(reference, param_shardings(model, mesh))
             if int(state.step) == 0 or index > host.stage:
                 supervision.heartbeat(f"entering stage {names[index]}")
-                measure = make_measure(sampler, state.params, prompts, config)
+                measure = make_measure(sampler, state.params, prompts[index], config)
                 host = enter_stage(host, index, stages, int(state.step), prompts, measure)
+                if config.optimizer.schedule_span == "stage":
+                    state = state._replace(opt_state=restart_schedule(state.opt_state))
             sampling = replace(make_sampling(config.rollout, stop_ids(tokenizer)), temperature=host.temperature)
-            update = make_update(model, config, mesh, reference)
-            stage = Stage(config, prompts, sampler, sampling, update, workdir)
+            spanned = stages if config.optimizer.schedule_span == "run" else [config]
+            total_updates = sum(map(planned_updates, spanned))
+            trained = extended(model, config.rollout).replace(remat=config.model.remat)
+            update = make_update(trained, config, mesh, reference, total_updates)
+            stage = Stage(config, prompts[index], sampler, sampling, update, workdir)
             stage_end = host.stage_start + config.training.steps
 
             while int(state.step) < stage_end:
@@ -106,8 +114,8 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
                 step = int(state.step)
 
                 # Held-out accuracy, costs, and all that is logged of the step.
-                if held_out and step % config.training.evaluate_every == 0:
-                    metrics |= evaluation_metrics(state, stage, held_out)
+                if held_out[index] and step % config.training.evaluate_every == 0:
+                    metrics |= evaluation_metrics(state, stage, held_out[index])
                 spent, clock = time.perf_counter() - clock, time.perf_counter()
                 spent *= len({*mesh.devices.flat, *engine.mesh.devices.flat})
                 host = replace(host, device_seconds=host.device_seconds + spent)
@@ -131,6 +139,16 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
         return log.history()
 
 
+def training_prompts(stages: Sequence[ConfigDict], tokenizer: PreTrainedTokenizerBase) -> list[list[Prompt]]:
+    """The prompts of each stage; stages with the same data share one list, which is loaded once."""
+    loaded: dict[tuple[str, int], list[Prompt]] = {}
+    for stage in stages:
+        key = stage.data.train, stage.data.max_prompt_tokens
+        if key not in loaded:
+            loaded[key] = make_prompts(load_train_problems(stage), tokenizer, stage.data.max_prompt_tokens)
+    return [loaded[stage.data.train, stage.data.max_prompt_tokens] for stage in stages]
+
+
 def check_fits(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
     """Raises UserError where a stage's rows, prompts and responses do not fit."""
     if config.rollout.prompts > len(prompts):
@@ -143,7 +161,9 @@ def check_fits(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
 
 
 def held_out_prompts(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The problems of `config.evaluation`, as prompts."""
+    """The problems of `config.evaluation`, as prompts; none where the stage never evaluates."""
+    if not config.training.evaluate_every:
+        return []
     c = config.evaluation
     problems = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
     return make_prompts(problems, tokenizer, config.data.max_prompt_tokens)

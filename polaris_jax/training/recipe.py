@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax import hf
+from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.files import write_json
 from polaris_jax.runs.workdir import check_config, hold, write_config
@@ -56,10 +57,12 @@ def run(
     Each phase resumes where it was stopped, a complete one is left alone, so that a run that is killed and started
     again with the same config ends like one that was not. announce: told what begins. allow_changed:
     keys that may be otherwise than at the start before. Raises UserError where config, data, models and workdir do not
-    fit together.
+    fit together. Problems that a later stage brings with a `data.train` of its own are not measured.
     """
     configs.check(config)
-    configs.stages(config)
+    configs.check_followed(stage for _, stage in configs.stages(config))
+    if config.stages and "data.train" in config.stages[0]:
+        raise UserError("config.stages: the first stage's `data.train` belongs into config.data.train, to be measured")
     with hold(workdir) as held:
         check_config(config, held, allowed=allow_changed, longer=False)  # complete phases are not done again
         write_config(config, held)
@@ -120,4 +123,5 @@ def export(config: ConfigDict, source: Path, target: Path) -> None:
             dtype=config.model.dtype,
             yarn_factor=factor if factor > 1 else 0.0,
             yarn_attention_factor=config.rollout.yarn_attention_factor,
+            yarn_original=config.rollout.yarn_original,
         )

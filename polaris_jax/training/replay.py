@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from polaris_jax import config as configs
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.optim.optimizer import global_norm
+from polaris_jax.rollout.engine import extended
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.training.not_finite import SkippedBatch
@@ -45,6 +46,7 @@ def bad_parameters(params: Any) -> dict[str, int]:
 def find(skipped: SkippedBatch, model: ModelConfig, params: Any) -> Iterator[Finding]:
     """Loss and gradient of each sequence alone, on-policy and without the KL term. params: what the update met."""
     config, mesh = configs.override(skipped.config, {"algorithm.kl": 0.0}), make_mesh(skipped.config.mesh)
+    model = extended(model, config.rollout)
     gradient, logprobs_of = make_gradient(model, config, mesh), jax.jit(make_logprobs(model, mesh))
     temperature, scale = np.float32(skipped.temperature), np.float32(1)
     for b, batch in enumerate(skipped.batches):
@@ -59,7 +61,7 @@ def find(skipped: SkippedBatch, model: ModelConfig, params: Any) -> Iterator[Fin
                 if not alone.mask.any():
                     continue
                 grads, (sums, _) = gradient(params, [put_rows(alone, mesh)], temperature, scale)
-                loss, norm, place = float(sums["loss"]), float(global_norm(grads)), segments[0] == segment
+                loss, norm, place = float(sums["loss"]), float(optax.tree.norm(grads)), segments[0] == segment
                 trained = row.mask[0][place] > 0
                 found = []
                 for what, values in (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs import base
 from polaris_jax import config as configs
 from polaris_jax import supervision
 from polaris_jax.data.curriculum import draw
@@ -25,9 +26,12 @@ from polaris_jax.training.metrics import History, MetricsLogger
 from polaris_jax.training.state import init_state
 from polaris_jax.training.update import check_finite, make_update
 
-# Sections that SFT does not read, and keys that those of `config.sft` take the place of.
+# Sections that SFT does not read, and keys that it sets itself or that those of `config.sft` take the place of.
 UNUSED = ("stages", "rollout", "search", "algorithm", "reward", "training", "difficulty", "evaluation")
-REPLACED = ("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps")
+REPLACED = (
+    *("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps"),
+    *("updates.minibatches", "updates.epochs"),
+)
 
 
 def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ...] = ()) -> History:
@@ -90,11 +94,15 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
 
 
 def _as_sft(config: ConfigDict) -> ConfigDict:
-    """The config with the SFT's loss, steps and optimizer where GRPO's were."""
+    """The config with the SFT's loss, steps and optimizer where GRPO's were, and nothing else that is GRPO's."""
+    defaults = {f"algorithm.{key}": value for key, value in base.get_config().algorithm.items()}
     return configs.override(
         config,
         {
+            **defaults,
             "algorithm.loss": "sft",
+            "updates.minibatches": 1,
+            "updates.epochs": 1,
             "training.steps": config.sft.steps,
             "training.checkpoint_every": config.sft.checkpoint_every,
             "optimizer.learning_rate": config.sft.learning_rate,

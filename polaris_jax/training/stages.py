@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from polaris_jax.data.curriculum import drop_easy
+from polaris_jax.data.curriculum import drop_easy, new_epoch, new_stage
 from polaris_jax.evaluation.evaluate import evaluate
 from polaris_jax.evaluation.probe import measures
 from polaris_jax.hf import stop_ids
@@ -26,20 +26,24 @@ def enter_stage(
     index: int,
     stages: Sequence[ConfigDict],
     step: int,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Sequence[Prompt]],
     measure: Measure,
 ) -> HostState:
     """The host state with which stage `index` begins behind `step`.
 
-    At the end of a stage problems with an accuracy over its `data.drop_above` are dropped. The temperature is the
+    prompts: those of each stage. At the end of a stage problems with an accuracy over its `data.drop_above` are
+    dropped; other data begin with an epoch of their own. The temperature is the
     config's, or where that says "search" the one that restores the diversity measured before the first stage, looked
     for from the temperature of the stage before. measure: for the model that this stage begins with. The same for the
     same arguments, so that a run that is stopped in here gets the same again.
     """
     stage, curriculum, diversity = stages[index], host.curriculum, host.diversity
     if index > 0:
-        least = stage.rollout.prompts
-        curriculum = drop_easy(curriculum, prompts, stages[index - 1].data.drop_above, least)
+        ended, coming = prompts[index - 1], prompts[index]
+        data, least = stages[index - 1].data, stage.rollout.prompts
+        curriculum = new_stage(drop_easy(curriculum, ended, data, coming=coming, least=least))
+        if coming is not ended:
+            curriculum = new_epoch(curriculum)
     temperature = float(stage.rollout.temperature)
     if stage.search.on:
         highest = max(stage.search.highest, host.temperature)

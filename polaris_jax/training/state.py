@@ -6,26 +6,39 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.optim.optimizer import OptState, init_opt_state, opt_state_shardings
-from polaris_jax.sharding.rules import param_shardings, replicated, sharded_params
+from polaris_jax.optim.optimizer import OptState, init_opt_state, make_optimizer, opt_state_shardings
+from polaris_jax.sharding.rules import param_shapes, param_shardings, replicated, sharded_params
 
 
 class TrainState(NamedTuple):
-    """step: int32, batches trained on. params: float32 master weights. opt_state: see `optimizer.py`."""
+    """step: int32, batches trained on. params: float32 master weights. opt_state: see `optim/optimizer.py`."""
 
     step: jax.Array
     params: Any
     opt_state: OptState
 
 
+def planned_updates(config: ConfigDict) -> int:
+    """Updates of the optimizer in a stage, where every batch gives some."""
+    return config.training.steps * config.updates.minibatches * config.updates.epochs
+
+
+def stage_optimizer(config: ConfigDict, total_updates: int | None = None) -> optax.GradientTransformation:
+    """The optimizer of a stage. total_updates: after which its schedule ends; None: those of the stage."""
+    return make_optimizer(config.optimizer, total_updates or planned_updates(config))
+
+
 def state_shardings(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> TrainState:
     """A `NamedSharding` for every array of the state: moments lie where their parameters lie."""
-    params = param_shardings(model, mesh)
-    return TrainState(replicated(mesh), params, opt_state_shardings(params, config.optimizer, mesh))
+    params, shapes = param_shardings(model, mesh), nn.unbox(param_shapes(model))
+    opt_state = opt_state_shardings(stage_optimizer(config), shapes, params, mesh)
+    return TrainState(replicated(mesh), params, opt_state)
 
 
 def init_state(model: ModelConfig, config: ConfigDict, mesh: Mesh, params: Any = None) -> TrainState:
@@ -37,8 +50,7 @@ def init_state(model: ModelConfig, config: ConfigDict, mesh: Mesh, params: Any =
         params = sharded_params(model, mesh, config.seed)
     shardings = state_shardings(model, config, mesh)
     params = jax.device_put(params, shardings.params)
-    start = jax.jit(
-        lambda params: init_opt_state(params, config.optimizer, model.dtype), out_shardings=shardings.opt_state
-    )
+    optimizer = stage_optimizer(config)
+    start = jax.jit(lambda params: init_opt_state(optimizer, params, model.dtype), out_shardings=shardings.opt_state)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
     return TrainState(step, params, start(params))

@@ -73,14 +73,17 @@ def train_step(
 
     # Rescue and substitute: what is trained on where all rewards of a group are equal. Metrics are of what was sampled.
     explored = explore(batch.groups, curriculum.solutions, config, step)
-    too_few = explored.mixed / len(batch.groups) <= config.algorithm.min_mixed > 0
+    too_few_mixed = explored.mixed / len(batch.groups) <= config.algorithm.min_mixed > 0
 
     # Advantages: of each response relative to its group.
     advantages_NG = advantages(explored.groups, config.algorithm, stage.sampling.max_response_tokens)
 
-    # Pack: prompts and responses of many lengths into rows of a few lengths.
+    # Pack: prompts and responses of many lengths into rows of a few lengths. What was cut off can be left out; it had
+    # its part in the advantages of the others all the same.
     alone = alone_in_rows(state.step.sharding.mesh, config.model.dtype)
-    sequences = from_rollouts(explored.groups, advantages_NG, explored.off_policy)
+    truncated = not config.algorithm.mask_truncated
+    sequences = from_rollouts(explored.groups, advantages_NG, explored.off_policy, truncated=truncated)
+    masked, too_few = advantages_NG.size - len(sequences), len(sequences) < config.updates.minibatches
     batches, packing = pack(sequences, config.updates, alone=alone)
 
     # Update, and beside it sample the next batch where sampling has devices of its own: with the parameters of before,
@@ -91,7 +94,7 @@ def train_step(
         following, _ = draw(curriculum, choice, config.rollout.prompts, config.seed)
         ahead = beside(sample_batch, stage, params, following, step + 1, stop=engine.stop)
     with ahead as next_batch:
-        if too_few:
+        if too_few_mixed or too_few:
             state, update_metrics = without_update(state)
         else:
             heartbeat("update")
@@ -112,7 +115,8 @@ def train_step(
     metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {"groups/rescued": explored.rescued, "groups/substituted": explored.substituted}
     metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
-    metrics |= {"curriculum/problems": len(choice), "update/too_few_mixed": float(too_few)}
+    metrics |= {"curriculum/problems": len(choice), "update/too_few_mixed": float(too_few_mixed)}
+    metrics |= {"update/masked_truncated": masked}
     metrics |= {"seconds/update": ended - sampled, "seconds/step": ended - started}
     metrics |= {"tokens_per_s": tokens / (ended - started)}
     return state, host, batch.groups, metrics

@@ -15,25 +15,28 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.errors import NonFiniteUpdates
-from polaris_jax.models.flops import matmul_peak, update_flops
+from polaris_jax.models.flops import update_flops
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer, unembedding
 from polaris_jax.ops.attention import alone_in_rows, sharded_attention
+from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.ops.token_logprobs import token_logprobs
-from polaris_jax.optim.optimizer import adamw
+from polaris_jax.optim.optimizer import apply_gradients
 from polaris_jax.rl.losses import batch_loss, divisor, merge_totals
 from polaris_jax.sharding.rows import put_rows, trained_tokens
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.supervision import heartbeat
 from polaris_jax.training.platform import AFTER_BATCH
-from polaris_jax.training.state import TrainState, state_shardings
+from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
 from polaris_jax.types import PackedBatch
 
 Metrics = dict[str, float]
 Update = Callable[..., tuple[TrainState, Metrics]]
 
 
-def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None) -> Update:
+def make_update(
+    model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None, total_updates: int | None = None
+) -> Update:
     """Builds `update(state, batches, temperature) -> (state, metrics)`; compiles nothing before its first call.
 
     The loss is `config.algorithm.loss` ("sft" for supervised fine-tuning). Losses and counts are summed over all rows
@@ -43,10 +46,10 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
     distribution that the responses were sampled from; 1 for SFT. metrics: floats on the host; means over trained
     tokens where the name does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
     finite changes only the counts in `state.opt_state`; see `check_finite`. reference: parameters that
-    `config.algorithm.kl` pulls towards.
+    `config.algorithm.kl` pulls towards. total_updates: as in `stage_optimizer`.
     """
     minibatches, epochs = config.updates.minibatches, config.updates.epochs
-    gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh)
+    gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh, total_updates)
     alone, logprobs_of = alone_in_rows(mesh, model.dtype), make_logprobs(model, mesh)
     forward = jax.jit(lambda *args: logprobs_of(*args)[0], static_argnums=3, out_shardings=rows_sharding(mesh))
 
@@ -56,7 +59,7 @@ def make_update(model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: A
             raise ValueError("this mesh's attention kernel needs `pack(..., alone=True)`: a row has several")
 
         # What the sampler could not tell is not to be trained on: such an update is skipped and counted.
-        usable = all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches)
+        usable = np.bool_(all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches))
         rows = [put_rows(batch, mesh) for batch in batches]
         counts = [trained_tokens(batch, mesh) for batch in batches]
 
@@ -150,21 +153,21 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
     return gradient
 
 
-def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh, total_updates: int | None = None) -> Callable:
     """The jitted `apply(state, grads, totals, usable) -> (state, metrics)`: one optimizer update; state is donated.
 
     grads, totals: of `make_gradient`. usable: bool; where it is False, or the loss or a gradient is not finite, nothing
-    but the counts of skipped updates changes.
+    but the counts of skipped updates changes. total_updates: as in `stage_optimizer`.
     """
-    total = config.training.steps * config.updates.minibatches * config.updates.epochs
-    shardings = state_shardings(model, config, mesh)
+    optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], usable: jax.Array):
         sums, extremes = totals
         count = divisor(sums, config)
         usable = usable & jnp.isfinite(sums["loss"])
-        grads = jax.tree.map(lambda g: g / (count * state.opt_state.loss_scale), grads)
-        params, opt_state, metrics = adamw(state.params, grads, state.opt_state, config.optimizer, total)
+        scale = 1 / (count * state.opt_state.loss_scale)
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, state.opt_state, usable)
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
         metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}

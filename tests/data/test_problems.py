@@ -1,5 +1,6 @@
 """What rows mean, which are left out, and what a user reads when a file is no use."""
 
+import codecs
 import json
 import logging
 
@@ -238,6 +239,31 @@ def test_unreadable_files(tmp_path):
         load_problems(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("layout", ["array", "lines"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        codecs.BOM_UTF8,
+        b"\n" * 200,
+        b" \t\r\n",
+        codecs.BOM_UTF8 + b" " * 100 + b"\n",
+        codecs.BOM_UTF16_LE,
+        codecs.BOM_UTF16_BE,
+    ],
+)
+def test_what_stands_before_json_is_no_matter(tmp_path, layout, before):
+    rows = [{"problem": f"Größe {i}", "answer": str(i)} for i in range(3)]
+    text = json.dumps(rows, ensure_ascii=False, indent=1) if layout == "array" else "\n".join(map(json.dumps, rows))
+    encoding = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(before, "utf-8")
+    for name in ("a.json", "a.jsonl")[: 1 if layout == "array" else 2]:
+        (tmp_path / name).write_bytes(before + text.encode(encoding))
+        assert [problem.question for problem in load_problems(tmp_path / name, suffix="")] == [
+            "Größe 0",
+            "Größe 1",
+            "Größe 2",
+        ]
+
+
 def test_ids_are_the_same_in_every_run():
     assert P.problem_id("What is 1+1?") == P.problem_id(" What is\n 1+1? ") == "31adf3e245f99d7b"
 
@@ -257,6 +283,8 @@ def test_chats_are_checked(tmp_path):
         tmp_path / "sft.jsonl",
         [
             {"messages": [USER, ASSISTANT | {"reasoning_content": "r", "tool_calls": None}]},
+            {"messages": [USER, ASSISTANT | {"reasoning": "r"}]},
+            {"messages": [USER, ASSISTANT | {"reasoning_content": None, "thinking": "r"}]},
             {"messages": []},
             {"messages": [USER]},
             {"messages": [USER, {"role": "assistant", "content": ""}]},
@@ -267,12 +295,12 @@ def test_chats_are_checked(tmp_path):
         ],
     )
     skipped = []
-    assert chat_rows(path, skipped=skipped) == [[USER, ASSISTANT | {"reasoning_content": "r"}], [ASSISTANT]]
+    assert chat_rows(path, skipped=skipped) == [[USER, ASSISTANT | {"reasoning_content": "r"}]] * 3 + [[ASSISTANT]]
     assert skipped == [
-        "sft.jsonl line 2: messages is empty or no list",
-        "sft.jsonl line 3: the last message is the user's, expected the assistant's",
-        "sft.jsonl line 4: message 2, the assistant's, is empty",
-        "sft.jsonl line 5: message 1 has the role 'robot', expected one of system, user, assistant, tool",
-        "sft.jsonl line 6: content of message 1 is a NoneType, expected a text",
-        "sft.jsonl line 7: no messages; found the columns text, expected `messages`",
+        "sft.jsonl line 4: messages is empty or no list",
+        "sft.jsonl line 5: the last message is the user's, expected the assistant's",
+        "sft.jsonl line 6: message 2, the assistant's, is empty",
+        "sft.jsonl line 7: message 1 has the role 'robot', expected one of system, user, assistant, tool",
+        "sft.jsonl line 8: content of message 1 is a NoneType, expected a text",
+        "sft.jsonl line 9: no messages; found the columns text, expected `messages`",
     ]

@@ -9,6 +9,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from polaris_jax.data import arithmetic
+from polaris_jax.data.arithmetic import CHAT_TEMPLATE as CHATML_TEMPLATE
 from polaris_jax.data.problems import SUFFIX
 from polaris_jax.data.prompts import make_prompts, tokenize_conversation, tokenize_conversations
 from polaris_jax.types import Problem
@@ -34,6 +35,22 @@ R1 = r"""
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"""
 
+# R1-Distill's as it came first: rendered turns have lost their thoughts, but the prompt does not open <think>.
+R1_FIRST = R1.replace(r"assistant\n<think>\n", r"assistant\n")
+
+# Others that keep only part of a turn: trimmed, thoughts from a field of their own only, without tags, or none at all.
+TRIMMED = CHATML_TEMPLATE.replace("message['content']", "message['content'] | trim")
+REASONING = r"""
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1].lstrip() + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+UNTAGGED = CHATML_TEMPLATE.replace(
+    "message['content']", "message['content'].replace('<think>', '').replace('</think>', '')"
+)
+USERS_ONLY = CHATML_TEMPLATE.replace("message['content']", "(message['content'] if message['role'] == 'user' else '')")
+LOSSY = [R1, R1_FIRST, TRIMMED, REASONING, UNTAGGED, USERS_ONLY]
+
 
 def byte_tokenizer(chat_template):
     """Every byte is a token; <|im_start|> and <|im_end|> are one each."""
@@ -50,7 +67,7 @@ def byte_tokenizer(chat_template):
     )
 
 
-CHATML = byte_tokenizer(arithmetic.CHAT_TEMPLATE)
+CHATML = byte_tokenizer(CHATML_TEMPLATE)
 
 
 def user(content):
@@ -113,7 +130,48 @@ def test_r1_thoughts_are_learnt_though_its_template_drops_them():
     assert learnt == ["t</think>a<|im_end|>"]
 
 
-@pytest.mark.parametrize("template", [arithmetic.CHAT_TEMPLATE, QWEN3])
+CONTENTS = [
+    "<think>\nsum is 4\n</think>\n\n\\boxed{4}",
+    "<think>sum is 4</think>\\boxed{4}",
+    "sum is 4\n</think>\n\n\\boxed{4}",
+    "<think>a</think> b <think>c</think> \\boxed{4}",
+    "First. <think>sum is 4</think> \\boxed{4}",
+    "  \\boxed{4}\n",
+]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, QWEN3, *LOSSY])
+def test_all_of_the_assistants_text_is_learnt(template, content):
+    tokenizer = byte_tokenizer(template)
+    messages = [user("2+2?"), assistant(content), user("2+2 again?"), assistant(content)]
+    for conversation in (messages[:2], messages, messages[1:2]):
+        for pair in tokenize_conversations(tokenizer, [conversation]):
+            text, learnt = parts(tokenizer, pair)
+            for turn in learnt:
+                opened = "<think>" if text.split(turn)[0].rstrip().endswith("<think>") else ""
+                assert "".join(content.split()) in opened + "".join(turn.split())
+                assert turn.endswith("<|im_end|>")
+                assert turn.count("<|im_end|>") == 1
+
+
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, QWEN3, *LOSSY])
+def test_thoughts_in_a_field_of_their_own_are_learnt(template):
+    tokenizer = byte_tokenizer(template)
+    message = assistant("\\boxed{4}") | {"reasoning_content": "sum is 4"}
+    text, learnt = parts(tokenizer, tokenize_conversation(tokenizer, [user("2+2?"), message]))
+    assert text.endswith("<think>\nsum is 4\n</think>\n\n\\boxed{4}<|im_end|>")
+    assert learnt[0].removeprefix("<think>\n") == "sum is 4\n</think>\n\n\\boxed{4}<|im_end|>"
+
+
+def test_the_turn_ends_with_the_templates_token_where_that_is_not_eos():
+    tokenizer = byte_tokenizer(CHATML_TEMPLATE)
+    tokenizer.eos_token = "<|endoftext|>"
+    _, learnt = parts(tokenizer, tokenize_conversation(tokenizer, [user("q"), assistant("a")]))
+    assert learnt == ["a<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, QWEN3])
 def test_a_lone_trace_follows_the_opening_of_its_turn(template):
     tokenizer = byte_tokenizer(template)
     trace = "<think>\nt\n</think>\n\na"
@@ -122,7 +180,7 @@ def test_a_lone_trace_follows_the_opening_of_its_turn(template):
     assert learnt == [f"{trace}<|im_end|>"]
 
 
-@pytest.mark.parametrize("template", [arithmetic.CHAT_TEMPLATE, QWEN3, R1])
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, QWEN3, R1])
 def test_what_is_learnt_follows_the_very_prompt_that_is_sampled_from(template):
     tokenizer = byte_tokenizer(template)
     problem = Problem("a", f"What is 1+1? {SUFFIX}", ("2",))

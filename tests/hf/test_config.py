@@ -5,6 +5,7 @@ import pytest
 from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS, Yarn
+from polaris_jax.models.rope import inverse_frequencies
 
 # As published with Qwen3-4B and R1-Distill-Qwen-7B, in the dialect before transformers 5.
 QWEN3_4B = {
@@ -46,6 +47,30 @@ def test_new_dialect_equals_the_old():
     assert hf.config_from_hf(old).yarn == Yarn(4.0, 40960)
 
 
+def test_what_users_add_to_files_of_transformers_5():
+    new = without(QWEN3_4B, "rope_scaling", "rope_theta")
+    new |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000}}
+    added = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}
+    assert hf.config_from_hf(new) == PRESETS["qwen3-4b"]
+    for data in (new | added, QWEN3_4B | added, new | {"rope_theta": 1000000} | added):
+        assert hf.config_from_hf(data) == PRESETS["qwen3-4b"].replace(yarn=Yarn(4.0, 32768))
+
+
+def test_the_original_length_at_the_top():
+    data = QWEN3_4B | {"original_max_position_embeddings": 32768, "max_position_embeddings": 131072}
+    for rope in ({"type": "yarn", "factor": 4.0}, {"rope_type": "yarn", "factor": None}):
+        assert hf.config_from_hf(data | {"rope_scaling": rope}).yarn == Yarn(4.0, 32768)
+    assert hf.config_from_hf(data).yarn is None
+
+
+def test_attn_factor_multiplies():
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    data = QWEN3_4B | {"rope_scaling": rope | {"attn_factor": 0.8782488562869419}}  # R1-0528-Qwen3-8B's
+    config = hf.config_from_hf(data)
+    assert inverse_frequencies(config)[1] == pytest.approx(1.0, abs=1e-9)
+    assert hf.config_from_hf(hf.config_to_hf(config, "bfloat16")).yarn == config.yarn
+
+
 def test_absent_keys_have_transformers_defaults():
     config = hf.config_from_hf(
         without(QWEN3_4B, "head_dim", "num_key_value_heads", "tie_word_embeddings", "rope_theta")
@@ -73,7 +98,13 @@ def test_absent_keys_have_transformers_defaults():
         ({"rope_parameters": {"rope_type": "llama3"}}, r"rope_parameters: rope type 'llama3' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn"}}, r"rope_scaling: yarn needs a factor"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": "2"}}, r"factor must be a positive number, found '2'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "mscale": 1.0}}, r"yarn with mscale is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "mscale": "1"}}, r"mscale must be a number, found '1'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "attn_factor": 0}}, r"attn_factor must be a positive"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "short_factor": [1]}}, r"yarn with short_factor is not"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear"}},
+            r"rope type 'linear' is not",
+        ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": False}}, r"yarn with truncate is not"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0.5 is not supported"),
     ],

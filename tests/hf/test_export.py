@@ -77,7 +77,7 @@ def test_tokenizer_object_is_as_good_as_a_directory(qwen3, tmp_path):
 
 def test_yarn_for_inference(qwen3, tmp_path, caplog):
     config, params = hf.load(qwen3)
-    hf.save(params, config, tmp_path / "out", yarn=Yarn(1.5, 64, attention_factor=1.0))
+    hf.save(params, hf.with_yarn(config, Yarn(1.5, 64, attention_factor=1.0)), tmp_path / "out")
     with no_warnings(caplog):
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     rope = model.config.rope_parameters
@@ -86,7 +86,7 @@ def test_yarn_for_inference(qwen3, tmp_path, caplog):
     assert model.config.max_position_embeddings == 96
     assert hf.load(tmp_path / "out")[0] == config.replace(yarn=Yarn(1.5, 64, 1.0), max_position_embeddings=96)
     with pytest.raises(UserError, match=r"yarn: factor 1\.3 x .* must be a whole number"):
-        hf.save(params, config, tmp_path / "other", yarn=Yarn(1.3, 64))
+        hf.save(params, hf.with_yarn(config, Yarn(1.3, 64)), tmp_path / "other")
 
 
 def test_bad_calls_leave_nothing(qwen3, tmp_path, monkeypatch):

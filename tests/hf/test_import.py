@@ -63,6 +63,27 @@ def test_each_wrong_tensor_is_named(qwen3, copy_of):
     )
 
 
+BUFFERS = (
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.1.self_attn.rotary_emb.inv_freq",
+    "model.rotary_emb.inv_freq",
+    "model.rotary_emb.original_inv_freq",
+    "model.layers.0.self_attn.rotary_emb.cos_cached",
+    "model.layers.0.self_attn._extra_state",
+)
+
+
+def test_buffers_are_ignored_and_that_is_said_once(qwen3, copy_of, caplog):
+    directory = copy_of(qwen3)
+    edit(directory, lambda tensors: tensors.update({name: np.ones(7, np.float32) for name in BUFFERS}))
+    jax.tree.map(np.testing.assert_array_equal, hf.load(directory)[1], hf.load(qwen3)[1])
+    (said,) = [record.getMessage() for record in caplog.records if "buffers" in record.getMessage()]
+    assert f"{directory}: 6 buffers ignored, such as model.layers.0.self_attn._extra_state" in said
+    edit(directory, lambda tensors: tensors.update({"model.rotary_emb_weight": np.ones(7, np.float32)}))
+    with pytest.raises(UserError, match=r"tensor model\.rotary_emb_weight is not part of this model$"):
+        hf.load(directory)
+
+
 def test_long_lists_of_wrong_tensors_are_cut(qwen3, copy_of):
     directory = copy_of(qwen3)
     config = json.loads((directory / "config.json").read_text())

@@ -1,5 +1,7 @@
 """Rotary tables against transformers' at the real sizes, up to the longest position that the recipe generates."""
 
+import copy
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 import transformers
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
+from polaris_jax import hf
 from polaris_jax.models.presets import PRESETS, Yarn
 from polaris_jax.models.rope import apply_rope, inverse_frequencies, rope_tables
 
@@ -33,6 +36,47 @@ def test_tables_equal_transformers(preset, yarn):
     for found, table in zip(rope_tables(jnp.asarray(positions), config), (cos, sin), strict=True):
         gap = np.abs(np.asarray(found)[0, :, 0] - table)
         assert np.all(gap <= 1e-5 + 2 * ULP * angles)  # float32 powers differ between processors
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LENGTH = {"original_max_position_embeddings": 32_768}
+SETTINGS = [  # of config.json, as transformers before 5 and from 5 on save them, and as users change them
+    {"rope_theta": 1e6},
+    {"rope_theta": 1e6, "rope_scaling": YARN | LENGTH},
+    {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+    {"rope_parameters": YARN | LENGTH | {"rope_theta": 1e6}},
+    {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}, "rope_scaling": YARN | LENGTH},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_scaling": YARN | {"rope_theta": 1e6}},
+    {"rope_theta": 1e6, "rope_parameters": YARN | LENGTH, "rope_scaling": {"rope_type": "default"}},
+    {"rope_theta": 1e6, "rope_parameters": YARN | LENGTH, "rope_scaling": {}},
+    {"rope_theta": 1e6, "rope_parameters": YARN | LENGTH, "rope_scaling": YARN | LENGTH | {"factor": 2.0}},
+    {"rope_theta": 1e6, "rope_scaling": YARN} | LENGTH,
+    {"rope_theta": 1e6, "rope_scaling": YARN | {"original_max_position_embeddings": 16_384}} | LENGTH,
+    {"rope_theta": 1e6, "rope_scaling": LENGTH | {"rope_type": "yarn", "factor": None}},
+    {"rope_theta": 1e6, "layer_types": ["full_attention"] * 2, "rope_parameters": {"full_attention": YARN | LENGTH}},
+    *({"rope_theta": 1e6, "rope_scaling": YARN | LENGTH | more} for more in (
+        {"attention_factor": 1.0}, {"attention_factor": 0.8}, {"attention_factor": None}, {"mscale": 0.7},
+        {"mscale": 0.7, "mscale_all_dim": 0.5}, {"mscale": 1.0, "mscale_all_dim": 1.0}, {"mscale_all_dim": 1.0},
+        {"mscale": 1.0, "mscale_all_dim": 0}, {"mscale": 0.7, "mscale_all_dim": 0.5, "attention_factor": 1.1},
+        {"beta_fast": 16, "beta_slow": 2}, {"beta_fast": None}, {"factor": 1.0}, {"truncate": True},
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_mean_what_they_mean_to_transformers(settings):
+    sizes = dict(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=128, max_position_embeddings=131_072,
+    )  # fmt: skip
+    config = hf.config_from_hf({"model_type": "qwen3"} | sizes | settings)
+    theirs = transformers.Qwen3Config(**sizes, **copy.deepcopy(settings))  # which it changes
+    if "full_attention" in theirs.rope_parameters:
+        theirs.rope_parameters = theirs.rope_parameters["full_attention"]
+    rotary = Qwen3RotaryEmbedding(theirs)
+    frequencies, factor = inverse_frequencies(config)
+    np.testing.assert_array_max_ulp(frequencies, rotary.inv_freq.numpy(), maxulp=4)  # powers differ in the last bits
+    assert factor == pytest.approx(rotary.attention_scaling, rel=1e-12)
 
 
 def test_yarn_keeps_fast_rotations_and_slows_the_slow_ones():

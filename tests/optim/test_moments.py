@@ -1,17 +1,81 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from configs.base import get_config
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.optim import moments
-from polaris_jax.optim.optimizer import adamw, init_opt_state
+from polaris_jax.optim.adam import scale_by_adam
+from polaris_jax.optim.optimizer import apply_gradients, init_opt_state, make_optimizer
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training.state import init_state, state_shardings
 
 rng = np.random.default_rng(0)
 KEY = jax.random.key(0)
+TINY = 2.0**-120  # smaller numbers may count as zero
+ALL_CODES = np.arange(256, dtype=np.uint8)[None]
+
+
+def codebook(signed):
+    """What the codes stand for beside a largest value of 1."""
+    return np.asarray(moments.decode(moments.Blocks(ALL_CODES, np.ones((1, 1), np.float32)), signed=signed))[0]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_codebook_is_the_papers(signed):
+    """Dynamic tree quantisation: seven decades, each with twice as many evenly spaced values as the one below it."""
+    values = [0.0, 1.0]
+    for decade in range(7):
+        edges = np.linspace(0.1, 1, 2 ** (decade + (not signed)) + 1)
+        middles = 10.0 ** (decade - 6) * (edges[1:] + edges[:-1]) / 2
+        values += [*middles, *(-middles if signed else ())]
+    found = codebook(signed)
+    np.testing.assert_allclose(found, np.sort(values), rtol=1e-4)
+    assert (np.diff(found) > 0).all()
+    assert found[moments.ZERO[signed]] == 0
+
+
+def nearest(x, signed):
+    """The code of the nearest value, found by looking at all of them; of two as near, the one nearer to zero."""
+    book = codebook(signed).astype(np.float64)
+    by_size = np.argsort(np.abs(book), kind="stable")
+    codes = by_size[np.abs(x.astype(np.float64)[:, None] - book[by_size]).argmin(axis=1)]
+    return codes if signed else np.where(x > 0, np.maximum(codes, 1), codes)
+
+
+encoded = jax.jit(moments.encode, static_argnames=("kind", "signed"))
+
+
+def codes_of(x, signed):
+    """Those of `encode`: a 1 in each block makes the values relative to 1."""
+    rows = np.concatenate([x, np.ones(-len(x) % 255, np.float32)]).reshape(-1, 255)
+    rows = np.concatenate([np.ones((len(rows), 1), np.float32), rows], axis=1)
+    return np.asarray(encoded(rows, "int8", KEY, signed=signed).codes)[:, 1:].ravel()[: len(x)]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_int8_takes_the_nearest_value_at_every_value_every_middle_and_their_neighbours(signed):
+    book = codebook(signed)
+    points = np.concatenate([book, ((book[1:].astype(np.float64) + book[:-1]) / 2).astype(np.float32)])
+    points = np.concatenate([points, *(np.nextafter(points, np.float32(to)) for to in (-2, 2))])
+    points = points[(points >= (-1 if signed else 0)) & (points <= 1)]
+    points = points[(points == 0) | (np.abs(points) > TINY)]
+    assert len(points) > 1400
+    np.testing.assert_array_equal(codes_of(points, signed), nearest(points, signed))
+    np.testing.assert_array_equal(codes_of(book, signed), ALL_CODES[0])
+
+
+@settings(deadline=None)  # the first compiles
+@given(arrays(np.float32, 512, elements=st.just(0) | st.floats(TINY, 1, width=32)), st.booleans())
+def test_int8_takes_the_nearest_value_of_any_number(x, signed):
+    x = x * np.float32([1, -1 if signed else 1] * 256)
+    np.testing.assert_array_equal(codes_of(x, signed), nearest(x, signed))
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -45,13 +109,29 @@ def test_bfloat16_rounds_to_a_neighbour_and_is_right_on_average():
     assert found.mean() == pytest.approx(1 + 2**-9, abs=5 * 2**-7 * np.sqrt(0.1875 / len(x)))
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("kind", moments.MOMENTS)
+@pytest.mark.parametrize("shape", [(7,), (3, 512), (2, 5, 96)])
+def test_moments_start_as_what_zeros_are_kept_as(shape, kind, signed):
+    zeros, found = np.zeros(shape, np.float32), moments.zeros(np.ones(shape), kind, signed=signed)
+    jax.tree.map(np.testing.assert_array_equal, found, moments.encode(zeros, kind, KEY, signed=signed))
+    np.testing.assert_array_equal(moments.decode(found, signed=signed), zeros)
+
+
+def test_making_moments_of_realistic_shapes_is_compiled_at_once():
+    shapes = {"embedding": (151_936, 2560), "up": (36, 2560, 9728), "down": (36, 9728, 2560), "norm": (36, 2560)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    lowered = jax.jit(scale_by_adam((0.9, 0.999), "int8").init).lower(params)
+    start = time.perf_counter()
+    lowered.compile()
+    assert time.perf_counter() - start < 10  # folding the constants took minutes
+
+
 @pytest.mark.parametrize("kind", moments.MOMENTS)
 def test_a_large_second_moment_is_forgotten_at_the_rate_of_beta(kind):
-    optimizer = get_config().optimizer
-    optimizer.moments, optimizer.clip_norm = kind, 0.0
-    params = {"w": jnp.zeros((4, 256))}
-    step = jax.jit(lambda grads, state: adamw(params, grads, state, optimizer, 10)[1])
-    state = step({"w": jnp.full((4, 256), 10.0)}, init_opt_state(params, optimizer, "float32"))
+    adam = scale_by_adam((0.9, 0.999), kind)
+    step = jax.jit(lambda grads, state: adam.update(grads, state)[1])
+    state = step({"w": jnp.full((4, 256), 10.0)}, adam.init({"w": jnp.zeros((4, 256))}))
     for _ in range(300):
         state = step({"w": jnp.zeros((4, 256))}, state)
     kept = moments.decode(state.nu["w"], signed=False).mean()
@@ -67,10 +147,12 @@ def test_the_path_of_the_parameters_is_close_to_that_of_float32(kind, close):
     noise = rng.normal(size=(60, 8, 64)).astype(np.float32)
 
     def path(kind):
-        optimizer = get_config().optimizer
-        optimizer.moments, optimizer.learning_rate = kind, 0.02
-        step = jax.jit(lambda params, grads, state: adamw(params, grads, state, optimizer, 60)[:2])
-        params, state = jnp.zeros((8, 64)), init_opt_state(jnp.zeros((8, 64)), optimizer, "float32")
+        config = get_config().optimizer
+        config.moments, config.learning_rate = kind, 0.02
+        optimizer = make_optimizer(config, 60)
+        step = jax.jit(lambda params, grads, state: apply_gradients(optimizer, params, grads, state, True)[:2])
+        params = jnp.zeros((8, 64))
+        state = init_opt_state(optimizer, params, "float32")
         for i in range(60):
             params, state = step(params, params - target + 0.3 * noise[i], state)
         return np.asarray(params)
@@ -86,6 +168,7 @@ def test_what_moments_take_and_where_they_lie(kind, share):
     mesh = make_mesh({}, jax.devices()[:1])
     state = init_state(PRESETS["tiny"], config, mesh)
     size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
-    assert size((state.opt_state.mu, state.opt_state.nu)) <= share * 2 * size(state.params)
+    numbers = 64  # bytes of counts and of the learning rate
+    assert size(state.opt_state.inner) <= share * 2 * size(state.params) + numbers
     shardings = state_shardings(PRESETS["tiny"], config, mesh)
     jax.tree.map(lambda x, s: s.shard_shape(x.shape), state, shardings)  # raises where one does not fit

@@ -42,7 +42,7 @@ def test_every_device_function_of_the_tiny_model_compiles_with_its_kernels(topol
     assert calls == {
         "accumulate/256": {"tpu_custom_call" if tpu else CUDNN},
         "apply": set(),
-        "hand_over": set(),
+        "weight_sync": set(),
         "prefill": {"tpu_custom_call" if tpu else CUDNN},
         "copy": set(),
         "decode": {"tpu_custom_call" if tpu else TRITON},
@@ -78,6 +78,6 @@ def test_every_stage_of_the_4b_fits_its_devices(topology, memory, cache, context
     for name, function in found.items():
         stage, called = name.split("/")[:2]
         tree = found[f"{stage}/apply"]["arguments"] / 4  # parameters, two moments and gradients
-        beside = {"apply": 0, "accumulate": 2, "hand_over": 2}.get(called, 3)  # trees that are there, but no argument
+        beside = {"apply": 0, "accumulate": 2, "weight_sync": 2}.get(called, 3)  # trees that are there, but no argument
         need = function["arguments"] + function["temporary"] + beside * tree
         assert need / 2**30 < memory, f"{name} needs {need / 2**30:.1f} GiB"

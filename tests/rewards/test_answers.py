@@ -24,6 +24,9 @@ from polaris_jax.rewards.verdict import Reason
         ("</think>{{{ \\boxed{7}", "7"),
         ("</think>}}} \\boxed{7}}}", "7"),
         ("</think>\\boxed{}", ""),
+        ("</think>\\fbox{42}", "42"),
+        ("\\boxed{1}</think>\\fbox{41} or \\fbox {\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("</think>\\boxed{41} \\fbox{42}", "41"),
     ],
 )
 def test_last_complete_box_after_last_think_wins(response, box):
@@ -37,7 +40,17 @@ def test_without_end_of_thinking_there_is_no_answer(response):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "42", "\\boxed{42", "\\boxed{4\\}", "\\boxed 42", "\\fbox{42}", "\\boxed{42} so \\boxed{43", "\\Boxed{42}"],
+    [
+        "",
+        "42",
+        "\\boxed{42",
+        "\\boxed{4\\}",
+        "\\boxed 42",
+        "\\fbox{42",
+        "\\fbox{41} \\boxed{42",
+        "\\boxed{42} so \\boxed{43",
+        "\\Boxed{42}",
+    ],
 )
 def test_no_complete_box_or_one_cut_short_is_no_answer(text):
     assert final_box("</think>" + text) is Reason.NO_BOX
@@ -75,6 +88,21 @@ def test_a_megabyte_of_braces_is_one_pass():
         ([], []),
         (float("nan"), []),
         ("NaN", []),
+        ('["27"]', ["27"]),
+        ("['70']", ["70"]),
+        ("['1', '2']", ["1", "2"]),
+        ('["\\\\frac{9}{2}"]', ["\\frac{9}{2}"]),
+        ('["\\frac{9}{2}"]', ["\\frac{9}{2}"]),
+        (["['70']"], ["70"]),
+        ("[]", ["[]"]),
+        ("[1, 2]", ["[1, 2]"]),
+        ("['']", []),
+        ("proof", []),
+        ("\\text{Proof.}", []),
+        ("notfound", []),
+        ("N/A", []),
+        ("see solution", []),
+        ("proof by cases", ["proof by cases"]),
         (pd.NA, []),
         (pd.NaT, []),
     ],

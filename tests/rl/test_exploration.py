@@ -1,5 +1,6 @@
 """Rescue and substitution replace what they should, uniformly, and leave alone what they should."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -78,8 +79,19 @@ def test_groups_of_equal_rewards_are_replaced_by_mixed_ones_uniformly():
         for n in drawn:
             drawn[n].append("bde".index(found[n].problem.id))
     assert all(fits(np.bincount(places, minlength=3)) for places in drawn.values())
-    pairs = np.array(drawn[0]) * 3 + np.array(drawn[2])  # each place has a draw of its own
-    assert fits(np.bincount(pairs, minlength=9))
+    pairs = np.array(drawn[0]) * 3 + np.array(drawn[2])
+    counts = np.bincount(pairs, minlength=9).reshape(3, 3)
+    assert not counts.diagonal().any()  # three donors suffice for two places
+    assert fits(counts[~np.eye(3, dtype=bool)])
+
+
+@pytest.mark.parametrize(("mixed", "most"), [(64, 1), (96, 1), (40, 3), (1, 127)])
+def test_donors_are_drawn_without_replacement_while_they_suffice(mixed, most):
+    groups = [group(str(n), [0, 1] if n < mixed else [0, 0]) for n in range(128)]
+    found, _ = substitute(groups, frozenset(), np.random.default_rng(0))
+    copies = Counter(g.problem.id for g in found[mixed:])
+    assert max(copies.values()) == most
+    assert len(copies) == min(mixed, 128 - mixed)
 
 
 def test_without_a_mixed_group_all_stay():

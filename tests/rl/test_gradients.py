@@ -130,6 +130,31 @@ def test_the_importance_weight_is_truncated(model, params, sequences, config):
     assert relative_error(jax.tree.map(lambda g: g * 1e3, found[0]), plain[0]) < 1e-4
 
 
+def test_with_a_cap_batches_of_an_older_policy_are_weighted_to_the_trainers(params, sequences, config):
+    """The ratio is that to the trainer's old log-probs, as if nothing were older; a cap that nothing reaches counts."""
+    config.algorithm.importance_cap = 5.0
+    weighted = policy_gradient(params, sequences, config)
+    config.rollout.devices = 1
+    assert relative_error(policy_gradient(params, sequences, config)[0], weighted[0]) < 1e-6
+    config.algorithm.importance_cap = 0.0
+    assert relative_error(policy_gradient(params, sequences, config)[0], weighted[0]) > 1e-2
+
+
+def test_weight_and_ratio_lead_from_the_sampler_to_the_current_policy(params, sequences, config):
+    """Unclipped, their product is the ratio to the recorded log-probs, wherever the old policy stands between."""
+    config.algorithm.clip = (1.0, 100.0)
+    config.algorithm.old_logprobs = "recorded"
+    recorded = policy_gradient(params, sequences, config)
+    config.algorithm.old_logprobs, config.algorithm.importance_cap = "trainer", 100.0
+    batches, _ = pack(sequences, config.updates)
+    olds = [
+        batch._replace(old_logprobs=batch.behaviour_logprobs + np.float32(shift) * batch.mask)
+        for batch, shift in zip(batches, np.linspace(-0.5, 0.5, len(batches)), strict=True)
+    ]
+    found = policy_gradient(params, sequences, config, batches=olds)
+    assert relative_error(found[0], recorded[0]) < 1e-5
+
+
 def test_quantised_rollouts_are_weighted_with_a_cap_of_two(params, sequences, config):
     """Recorded log-probs far below the trainer's take every weight to the cap."""
     far = [replace(s, behaviour_logprobs=s.behaviour_logprobs - 9) for s in sequences]

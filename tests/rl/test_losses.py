@@ -1,11 +1,15 @@
 """Every loss equals a slow torch version written from its paper's formula, in value and gradient, on ragged groups."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from polaris_jax.rl import losses
+from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.losses import LOSSES, denominator, k3, segment_sums, token_weights
 from polaris_jax.types import PackedBatch
 
@@ -19,6 +23,7 @@ PAPERS = {
     "dual clip": dict(loss="grpo", aggregation="token", clip=(0.2, 0.28), dual_clip=1.5),
     "GSPO": dict(loss="gspo", aggregation="sequence", clip=(0.05, 0.08)),
     "CISPO": dict(loss="cispo", aggregation="token", clip=(1.0, 0.28)),
+    "RLOO": dict(loss="grpo", aggregation="constant", clip=(0.2, 0.28)),
     "SFT": dict(loss="sft", aggregation="token", clip=(0.2, 0.28)),
 }
 
@@ -63,6 +68,8 @@ def slow(name, rows, logprobs, old):
                 objective = n * torch.minimum(s * advantage, torch.clamp(s, 1 - below, 1 + above) * advantage)
             elif name == "CISPO":
                 objective = (torch.clamp(ratio, 1 - below, 1 + above).detach() * advantage * logp).sum()
+            elif name == "RLOO":  # the gradient is that of the advantage times the log-prob of the whole sequence
+                objective = advantage * logp.sum() + advantage * (n - logp.detach().sum())
             else:
                 objective = logp.sum()
             total = total - (objective / n if p["aggregation"] == "sequence" else objective)
@@ -73,6 +80,7 @@ def slow(name, rows, logprobs, old):
 @pytest.mark.parametrize("name", PAPERS)
 def test_value_and_gradient_equal_the_papers_formula(name, case, config):
     rows, logprobs, old = case
+    old = logprobs if name == "RLOO" else old  # its gradient is that of the policy that sampled
     config.algorithm.update(PAPERS[name])
 
     def ours(logprobs):
@@ -87,6 +95,14 @@ def test_value_and_gradient_equal_the_papers_formula(name, case, config):
     expected.backward()
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
     np.testing.assert_allclose(grad, leaf.grad, atol=1e-6)
+
+
+def test_the_table_of_papers_says_what_equals_their_formulas():
+    rows = re.findall(r"^    (\S.*?)\s+\d{4}\.\d{5}\s+(\w+)\s+(\w+)\s+(\w+)", losses.__doc__, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["GRPO", "DAPO", "Dr. GRPO", "GSPO", "CISPO", "RLOO"]
+    for name, loss, advantage, aggregation in rows:
+        assert (loss, aggregation) == (PAPERS[name]["loss"], PAPERS[name]["aggregation"])
+        assert advantage in ADVANTAGES
 
 
 def test_clip_fractions_count_what_the_clip_changes(case, config):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,6 +106,16 @@ def test_many_short_sequences_fill_their_rows():
 def test_what_no_row_holds_is_refused_in_words(length):
     with pytest.raises(ValueError, match=rf"a sequence of {length} tokens: rows hold 2 to 49; see updates.row_lengths"):
         pack(random_sequences([5, length], np.random.default_rng(0)), updates())
+
+
+def test_truncated_responses_can_be_left_out(groups):
+    advantages = np.arange(12, dtype=np.float32).reshape(3, 4)
+    cut = [replace(rollout, finish_reason="length") for rollout in groups[1].rollouts[:2]]
+    groups = [groups[0], groups[1].replace(rollouts=(*cut, *groups[1].rollouts[2:])), groups[2]]
+    kept = from_rollouts(groups, advantages, frozenset({(1, 1), (1, 2)}), truncated=False)
+    assert [sequence.advantage for sequence in kept] == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    assert [sequence.advantage for sequence in kept if sequence.off_policy] == [6]
+    assert len(from_rollouts(groups, advantages)) == 12
 
 
 def test_from_rollouts_learns_the_response_only(groups):

@@ -12,7 +12,7 @@ import pytest
 from configs.base import get_config
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
-from polaris_jax.rollout.sampling import gumbels, next_token, sequence_key
+from polaris_jax.rollout.sampling import gumbels, next_token, sequence_key, split
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Problem, Prompt
@@ -47,23 +47,21 @@ def rollout_config(**changes):
 
 def random_prompts(count: int, seed: int = 0, longest: int = 40) -> list[Prompt]:
     rng = np.random.default_rng(seed)
-    return [
-        Prompt(Problem(f"p{i}", "", ()), rng.integers(2, 61, rng.integers(1, longest)).astype(np.int32))
-        for i in range(count)
-    ]
+    tokens = [rng.integers(2, 61, rng.integers(1, longest)).astype(np.int32) for _ in range(count)]
+    return [Prompt(Problem(f"p{i}", "", ()), each) for i, each in enumerate(tokens)]
 
 
 @functools.cache
 def _obvious_step(model, sampling):
+    numbers = jax.tree.map(jnp.asarray, split(sampling)[1])
+
     @jax.jit
     def step(params, tokens, length, key, position):
         spot = jnp.arange(tokens.shape[1])[None]
         hidden, _ = Transformer(model).apply({"params": params}, tokens, spot, (spot < length).astype(jnp.int32))
         logits = unembed(hidden[:, length - 1], unembedding(params, model))
-        temperature, top_p = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)
-        prefix = jnp.asarray(sampling.prefix, jnp.int32)
         noise = gumbels(key[None], position[None], model.vocab_size)
-        return next_token(logits, noise, position[None], sampling, temperature, top_p, prefix)
+        return next_token(logits, noise, position[None], sampling, numbers)
 
     return step
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polaris_jax.rollout.codec import from_bytes, rollouts_from_arrays, rollouts_to_arrays, to_bytes
-from polaris_jax.rollout.records import ScoredRollout
+from polaris_jax.rollout.records import DetailedRollout
 from polaris_jax.types import Rollout
 
 
@@ -27,7 +27,7 @@ def rollouts(draw):
         arrays["untempered_logprobs"] = bits(np.float32, tokens)
     if scored and (not untempered or draw(st.booleans())):
         arrays |= {"alternative_ids": bits(np.int32, tokens, 3), "alternative_logprobs": bits(np.float32, tokens, 3)}
-    return (ScoredRollout if scored else Rollout)(**head, **arrays)
+    return (DetailedRollout if scored else Rollout)(**head, **arrays)
 
 
 def assert_same(found, expected):

@@ -12,14 +12,33 @@ import numpy as np
 import pytest
 
 from polaris_jax.errors import UserError
-from polaris_jax.rollout import RolloutEngine, Sampling
-from polaris_jax.rollout.engine import deal
+from polaris_jax.models.presets import PRESETS, Yarn
+from polaris_jax.rollout import RolloutEngine, Sampling, replica
+from polaris_jax.rollout.engine import sampler_model
+from polaris_jax.rollout.platforms import PLATFORMS, Platform
+from polaris_jax.rollout.replica import assign
 from tests.rollout.conftest import obvious, random_prompts, rollout_config, trainer_logits
 
 SAMPLED = Sampling(max_response_tokens=24, stop_ids=(3, 7))
 PROMPTS = random_prompts(4, longest=24)
 LIMITS = np.random.default_rng(1).integers(1, 25, (4, 3))
 slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("own", "longest", "original", "expected"),
+    [
+        (None, 40_960, 0, 40_960),
+        (Yarn(1.5, 40_960, 1.0), 61_440, 0, 40_960),  # as an exported model names it
+        (None, 40_960, 65_536, 65_536),
+        (Yarn(1.5, 40_960, 1.0), 61_440, 65_536, 65_536),
+    ],
+)
+def test_a_context_is_extended_from_the_length_it_was_trained_with(own, longest, original, expected):
+    model = PRESETS["qwen3-4b"].replace(yarn=own, max_position_embeddings=longest)
+    config = rollout_config(yarn_factor=1.5, yarn_original=original)
+    assert sampler_model(model, config).yarn == Yarn(1.5, expected, 1.0)
+    assert sampler_model(model, rollout_config()).yarn == own
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +114,10 @@ def test_a_pool_so_small_that_sequences_are_preempted(engine, params, expected, 
 
 
 @slow
-def test_reading_pages_in_each_step_gives_the_same_tokens(model, mesh, params, expected):
+def test_the_way_of_accelerators_gives_the_same_tokens(model, mesh, params, expected, monkeypatch):
+    """Parameters as they are, pages read in each step, few sizes of calls, no pools kept; but for their kernels."""
+    monkeypatch.setitem(PLATFORMS, "cpu", Platform("cpu"))
     engine = RolloutEngine(model, mesh, rollout_config())
-    engine._programs.roomy = False
     check(generate(engine, params), expected(SAMPLED))
 
 
@@ -136,9 +156,7 @@ def test_half_precision_stays_near_the_trainer(model, mesh, params, dtype):
 
 
 def test_a_long_prompt_is_prefilled_in_chunks(model, mesh, params, monkeypatch):
-    from polaris_jax.rollout import lane
-
-    monkeypatch.setattr(lane, "PREFILL_CHUNKS", (16,))
+    monkeypatch.setattr(replica, "PREFILL_CHUNKS", (16,))
     engine = RolloutEngine(model, mesh, rollout_config(page_size=16))
     prompts = random_prompts(3, seed=2, longest=100)
     sampling = Sampling(max_response_tokens=6)
@@ -148,7 +166,7 @@ def test_a_long_prompt_is_prefilled_in_chunks(model, mesh, params, monkeypatch):
 
 def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch):
     """SIGINT in the middle of a device call takes effect after its finished rollouts were yielded."""
-    seen, reports, calls = [], [], []
+    seen, calls = [], []
     start = engine._programs.decode
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
 
@@ -159,7 +177,7 @@ def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch
         return start(*args)
 
     def collect():
-        for rollout in engine.generate(params, PROMPTS, 3, SAMPLED, 5, limits=LIMITS, progress=reports.append):
+        for rollout in engine.generate(params, PROMPTS, 3, SAMPLED, 5, limits=LIMITS):
             seen.append(rollout)
 
     monkeypatch.setattr(engine._programs, "decode", interrupted)
@@ -170,7 +188,7 @@ def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(calls) == 3
-    assert len(seen) == reports[-1].finished == engine.metrics["finished"] < 12
+    assert len(seen) == engine.metrics["finished"] < 12
 
 
 def test_stop_ends_after_the_present_call(engine, params):
@@ -192,7 +210,9 @@ def test_what_cannot_fit_is_refused_in_words(model, mesh, engine, params):
 
 
 class Waiting:
-    """Stands in for a lane whose sequences all wait."""
+    """Stands in for a replica whose sequences all wait."""
+
+    slots = 16
 
     def __init__(self):
         self.responses = []
@@ -207,11 +227,11 @@ class Waiting:
 
 
 @pytest.mark.parametrize("groups", [8, 7, 40])
-def test_groups_are_dealt_evenly(groups):
-    """With 16 slots a lane takes groups of 4 until 16 wait there; no lane gets a second group before each has one."""
-    lanes, queue = [Waiting() for _ in range(4)], deque(([None] * 4, [9] * 4) for _ in range(groups))
-    deal(queue, lanes, slots=16)
-    sizes = [len(lane.responses) for lane in lanes]
+def test_groups_are_assigned_evenly(groups):
+    """A replica of 16 slots takes groups of 4 until 16 sequences wait; none gets a second group before each has one."""
+    replicas, queue = [Waiting() for _ in range(4)], deque(([None] * 4, [9] * 4) for _ in range(groups))
+    assign(queue, replicas)
+    sizes = [len(replica.responses) for replica in replicas]
     assert max(sizes) - min(sizes) <= 4
     assert sum(sizes) + 4 * len(queue) == 4 * groups
     assert not queue or min(sizes) == 16

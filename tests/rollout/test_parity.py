@@ -45,13 +45,12 @@ def test_greedy_equals_transformers(tmp_path, mesh, family, tied, yarn):
     config = rollout_config(yarn_factor=1.5 if yarn else 1.0)
     engine = RolloutEngine(model, mesh, config)
     rng = np.random.default_rng(0)
-    prompts = [
-        Prompt(Problem(str(i), "", ()), rng.integers(1, 97, n).astype(np.int32)) for i, n in enumerate((1, 9, 30))
-    ]
+    tokens = [rng.integers(1, 97, n).astype(np.int32) for n in (1, 9, 30)]
+    prompts = [Prompt(Problem(str(i), "", ()), each) for i, each in enumerate(tokens)]
     for r in engine.generate(params, prompts, 1, Sampling(temperature=0.0, max_response_tokens=50), 0):
         with torch.no_grad():
-            tokens = torch.tensor(r.prompt_tokens)[None].long()
+            prompt = torch.tensor(r.prompt_tokens)[None].long()
             out = theirs.generate(
-                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=50, do_sample=False, pad_token_id=0
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=50, do_sample=False, pad_token_id=0
             )
-        assert r.tokens.tolist() == out[0, tokens.shape[1] :].tolist()
+        assert r.tokens.tolist() == out[0, prompt.shape[1] :].tolist()

@@ -10,13 +10,13 @@ from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.plan.ahead import lower_sampling
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.rollout.quantise import CODES, quantise, weight_bytes
-from polaris_jax.rollout.weight_sync import HandOver
+from polaris_jax.rollout.weight_sync import WeightSync
 from tests.rollout.conftest import MODEL, random_prompts, rollout_config, trainer_logits
 
 
 @pytest.fixture(scope="module")
-def handed_over(params, mesh):
-    return {weights: HandOver(MODEL, mesh, [mesh], weights)(params)[0] for weights in ("", *CODES)}
+def synced(params, mesh):
+    return {weights: WeightSync(MODEL, mesh, [mesh], weights)(params)[0] for weights in ("", *CODES)}
 
 
 @pytest.mark.parametrize("weights", CODES)
@@ -43,30 +43,30 @@ def logprobs_of(params, tokens_BT):
 
 
 @pytest.mark.parametrize("weights", CODES)
-def test_logits_stay_close(weights, handed_over):
+def test_logits_stay_close(weights, synced):
     tokens = np.random.default_rng(0).integers(0, 61, (4, 64)).astype(np.int32)
-    exact, found = logprobs_of(handed_over[""], tokens), logprobs_of(handed_over[weights], tokens)
+    exact, found = logprobs_of(synced[""], tokens), logprobs_of(synced[weights], tokens)
     kl = jnp.sum(jnp.exp(exact) * (exact - found), axis=-1)
     assert 0 < kl.mean() < {"int8": 1e-3, "fp8": 1e-2}[weights]
 
 
 @pytest.mark.parametrize("weights", CODES)
-def test_projections_take_a_quarter_of_float32(weights, handed_over):
-    kernels = handed_over[weights]["layers"]
-    plain = handed_over[""]["layers"]
+def test_projections_take_a_quarter_of_float32(weights, synced):
+    kernels = synced[weights]["layers"]
+    plain = synced[""]["layers"]
     for block, names in (("attention", "qkvo"), ("mlp", ("gate", "up", "down"))):
         for name in names:
             assert kernels[block][name]["kernel"].nbytes * 4 == plain[block][name]["kernel"].nbytes
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(handed_over[weights]))
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(synced[weights]))
     assert total == pytest.approx(weight_bytes(MODEL, weights), rel=0.15)  # norms and scales, of channels of 32 inputs
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(handed_over[""])) == weight_bytes(MODEL, "")
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(synced[""])) == weight_bytes(MODEL, "")
 
 
-def test_the_engine_records_the_logprobs_of_the_quantised_model(params, mesh, handed_over):
+def test_the_engine_records_the_logprobs_of_the_quantised_model(params, mesh, synced):
     engine = RolloutEngine(MODEL, mesh, rollout_config(weights="int8"))
     for rollout in engine.generate(params, random_prompts(3), 1, Sampling(max_response_tokens=20), 1):
         quantised, exact = (
-            jax.nn.log_softmax(trainer_logits(MODEL, handed_over[w], rollout))[np.arange(20), rollout.tokens]
+            jax.nn.log_softmax(trainer_logits(MODEL, synced[w], rollout))[np.arange(20), rollout.tokens]
             for w in ("int8", "")
         )
         np.testing.assert_allclose(rollout.logprobs, quantised, atol=1e-4)
@@ -77,5 +77,5 @@ def test_a_run_with_them_lowers_ahead_of_time(mesh):
     config = get_config()
     config.rollout.update(weights="fp8", slots=4, max_response_tokens=64)
     lowered = lower_sampling(MODEL, config, mesh)
-    assert "f8E4M3FN" in lowered["hand_over"].as_text()
+    assert "f8E4M3FN" in lowered["weight_sync"].as_text()
     assert "f8E4M3FN" in lowered["decode"].as_text()

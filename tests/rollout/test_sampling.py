@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from polaris_jax.rollout.sampling import Sampling, gumbels, next_token, sequence_key
+from polaris_jax.rollout.sampling import Sampling, gumbels, next_token, sequence_key, split
 
 V, N = 23, 8_000
 LOGITS = np.random.default_rng(0).normal(0, 2, V).astype(np.float32)
@@ -17,9 +16,8 @@ LOGITS = np.random.default_rng(0).normal(0, 2, V).astype(np.float32)
 def draw_many(sampling, seed=0):
     keys = np.random.default_rng(seed).integers(0, 2**32, (N, 2), dtype=np.uint32)
     step = jax.jit(next_token, static_argnums=3)
-    numbers = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p), jnp.asarray(sampling.prefix, jnp.int32)
     positions = np.arange(N, dtype=np.int32)
-    return step(np.tile(LOGITS, (N, 1)), gumbels(keys, positions, V), positions, sampling, *numbers)
+    return step(np.tile(LOGITS, (N, 1)), gumbels(keys, positions, V), positions, *split(sampling))
 
 
 def distribution(temperature=1.0, top_k=0, top_p=1.0):

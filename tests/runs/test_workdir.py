@@ -10,8 +10,8 @@ import pytest
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty, job, probe
 from polaris_jax.runs import workdir
-from polaris_jax.training import loop, recipe, sft
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
+from polaris_jax.training import loop, recipe, sft
 
 RESPONSES = Path(__file__).parents[1] / "evaluation" / "responses.parquet"
 

@@ -18,12 +18,12 @@ for size in (0, 1, 1000):
     assert multihost.gather([me, "ä" * size * me]) == [[0, ""], [1, "ä" * size]]
 assert multihost.gather_bytes(bytes([me]) * me) == [b"", b"\x01"]
 
-early, late = multihost.Notice(), multihost.Notice()
+early, late = multihost.SharedFlag(), multihost.SharedFlag()
 if me == 1:
     early.set()
     time.sleep(1)
 began = time.monotonic()
-multihost.meet()
+multihost.wait_for_all()
 assert me == 1 or time.monotonic() - began > 0.5
 time.sleep(0.6)
 assert early.is_set()

@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 from flax import linen as nn
 
 from configs.base import get_config
@@ -53,7 +54,8 @@ def first_moment(mesh):
     batches, _ = pack(sequences(), config.updates)
     state, metrics = make_update(MODEL, config, mesh)(state, batches, 0.9)
     gather = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    return jax.tree.map(lambda m: np.asarray(gather(m).addressable_data(0)), state.opt_state.mu), metrics
+    moment = optax.tree.get(state.opt_state, "mu")
+    return jax.tree.map(lambda m: np.asarray(gather(m).addressable_data(0)), moment), metrics
 
 
 def main():

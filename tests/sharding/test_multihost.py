@@ -34,11 +34,11 @@ def test_two_processes_that_slurm_names_agree():
 
 def test_one_process_agrees_with_itself():
     multihost.start(num_processes=1)
-    multihost.meet()
-    notice = multihost.Notice()
-    assert not notice.is_set()
-    notice.set()
-    assert notice.is_set()
+    multihost.wait_for_all()
+    flag = multihost.SharedFlag()
+    assert not flag.is_set()
+    flag.set()
+    assert flag.is_set()
     assert multihost.any_process(True)
     assert not multihost.any_process(False)
     assert multihost.gather({"a": 1}) == [{"a": 1}]

@@ -32,6 +32,8 @@ curricula = st.builds(
     epoch=st.integers(0, 9),
     position=st.integers(0, 99),
     accuracy=st.dictionaries(names, st.sampled_from([k / 7 for k in range(8)]), max_size=3),
+    rollouts=st.dictionaries(names, st.integers(1, 99), max_size=3),
+    right=st.dictionaries(names, st.integers(0, 99), max_size=3),
     dropped=st.lists(names, max_size=3).map(tuple),
     solutions=st.dictionaries(names, rollouts, max_size=4),
 )
@@ -82,7 +84,7 @@ def test_it_survives_json_and_arrays(host):
 @pytest.mark.parametrize("solutions", [0, 3])
 def test_it_survives_a_checkpoint(tmp_path, solutions):
     kept = {f"p{i}": make_rollout(f"p{i}", 3, 5 + i, i) for i in range(solutions)}
-    host = HostState(Curriculum(2, 5, {"a": 1 / 3}, ("b",), kept), 1, 10, 1.35, 0.1 + 0.2, 12.5)
+    host = HostState(Curriculum(2, 5, {"a": 1 / 3}, {"a": 8}, {"a": 3}, ("b",), kept), 1, 10, 1.35, 0.1 + 0.2, 12.5)
     state = TrainState(jnp.int32(7), {"w": jnp.arange(3.0)}, {"m": jnp.zeros(3)})
     with Checkpoints(tmp_path, smaller_config().training) as checkpoints:
         checkpoints.save(state, host)

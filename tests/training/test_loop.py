@@ -10,13 +10,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
 from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.optim.optimizer import global_norm
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import loop
@@ -157,6 +157,24 @@ def test_with_too_few_mixed_groups_there_is_no_update(run, tiny_config, tmp_path
     assert_same(params_of(tmp_path / "run"), load_model(config, mesh, load_tokenizer(config))[1])
 
 
+def test_an_extended_context_is_the_updates_too(run):
+    yarn = {"rollout.yarn_factor": 4.0, "rollout.yarn_original": 16}
+    frame = run("run", **yarn, **{"training.steps": 1}).frame()
+    assert (frame["update/sampler_trainer_gap"] < 1e-4).all()
+
+
+def test_responses_that_were_cut_off_are_left_out_and_counted(run):
+    settings = {"algorithm.mask_truncated": True, "training.steps": 2}
+    frame = run("some", **settings).frame()
+    assert (frame["update/masked_truncated"] == 16 * frame.cut_off).all()
+    trained = frame[frame["update/masked_truncated"] < 16]
+    assert len(trained)
+    np.testing.assert_allclose(trained["update/sequences"], 16 - trained["update/masked_truncated"], rtol=1e-6)
+    frame = run("few", **settings, **{"rollout.max_response_tokens": 2}).frame()
+    assert frame["update/masked_truncated"].tolist() == [15, 16]
+    assert frame["update/grad_norm"].notna().tolist() == [True, False]  # nothing is left of the second batch
+
+
 @pytest.mark.slow
 def test_a_stage_searches_its_temperature_once(run, tmp_path, monkeypatch):
     stages = ({"name": "first", "steps": 1}, {"name": "second", "steps": 3, "temperature": "search"})
@@ -227,6 +245,43 @@ def test_stages_follow_one_another_and_resume_within(run, tmp_path):
     assert run("run", stages=stages).frame().equals(frame)
 
 
+def test_a_stage_has_data_learning_rate_remat_and_evaluations_of_its_own(run, tmp_path, monkeypatch):
+    make_update, remats = loop.make_update, []
+
+    def recorded(model, *args):
+        remats.append(model.remat)
+        return make_update(model, *args)
+
+    monkeypatch.setattr(loop, "make_update", recorded)
+    rows = [{"problem": f"Start with {n}, first +5. What is the result?", "answer": "7"} for n in range(10, 16)]
+    path = tmp_path / "others.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second = {"data.train": str(path), "optimizer.learning_rate": 2e-4, "model.remat": "full"}
+    second |= {"training.evaluate_every": 1, "evaluation.benchmarks": (str(path),)}
+    frame = run("run", stages=({"steps": 1}, {"steps": 2} | second)).frame()
+    assert frame["curriculum/problems"].tolist() == [64, 6, 6]
+    assert frame["update/learning_rate"].tolist() == pytest.approx([1e-2, 2e-4, 2e-4])
+    (name,) = [name for name in frame if name.startswith("evaluation/") and name.endswith("avg@2")]
+    assert frame[name].notna().tolist() == [False, True, True]
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    asked = {row["problem"] for row in rows}
+    assert {any(text in s["question"] for text in asked) for s in samples if s["step"] > 1} == {True}
+    assert remats == ["none", "full"]
+    with pytest.raises(UserError, match="9 a step, but there are 6 problems"):
+        run("other", stages=({"steps": 1}, {"steps": 1, "data.train": str(path), "rollout.prompts": 9}))
+
+
+@pytest.mark.parametrize(("span", "progress"), [("run", (0, 1 / 4, 1 / 2, 3 / 4)), ("stage", (0, 1 / 2, 0, 1 / 2))])
+def test_a_schedule_spans_the_run_or_each_stage(run, monkeypatch, span, progress):
+    settings = {"stages": ({"steps": 2}, {"steps": 2}), "training.checkpoint_every": 1}
+    settings |= {"optimizer.schedule": "cosine", "optimizer.schedule_span": span}
+    killed(monkeypatch, "train_step", at=4)
+    with pytest.raises(KeyboardInterrupt):
+        run("run", **settings)
+    rates = run("run", **settings).frame()["update/learning_rate"]
+    assert rates.tolist() == pytest.approx([1e-2 * (0.55 + 0.45 * np.cos(np.pi * share)) for share in progress])
+
+
 def test_another_models_checkpoint_is_refused(run, monkeypatch):
     monkeypatch.setitem(PRESETS, "narrow", PRESETS["tiny"].replace(intermediate_size=64))
     run("run", **{"training.steps": 2})
@@ -244,6 +299,8 @@ def test_another_models_checkpoint_is_refused(run, monkeypatch):
         ({"model.tokenizer": ""}, "config.model.tokenizer: empty"),
         ({"mesh.fsdp": 3}, "config.mesh: data=1 x fsdp=3"),
         ({"rollout.prompts": 10_000}, "config.rollout.prompts: 10000 a step, but there are 64 problems"),
+        ({"rollout.top_k": 20}, "config.rollout.top_k: training needs 0, found 20; the trainer's log-probs are over"),
+        ({"stages": ({}, {"rollout.top_p": 0.9})}, "config.rollout.top_p: training needs 1, found 0.9"),
         ({"algorithm.loss": "gpro"}, "config.algorithm.loss: expected one of"),
         ({"algorithm.advantage": "men"}, "config.algorithm.advantage: expected one of"),
         ({"stages": ({"temperature": "search"},)}, "config.stages: the first stage needs a number"),
@@ -268,5 +325,5 @@ def test_eight_devices_train_like_one(run, tmp_path):
         np.testing.assert_allclose([row[name] for row in eight], one.frame()[name], rtol=1e-4)
     left, right = params_of(tmp_path / "one"), params_of(tmp_path / "eight")
     # Where a gradient is all rounding, Adam's first steps take its sign: single parameters may differ, their mass not.
-    difference = global_norm(jax.tree.map(np.subtract, left, right))
-    assert difference < 1e-3 * global_norm(right)
+    difference = optax.tree.norm(jax.tree.map(np.subtract, left, right))
+    assert difference < 1e-3 * optax.tree.norm(right)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from polaris_jax import hf
 from polaris_jax.errors import LOST, PREEMPTED
-from polaris_jax.optim.optimizer import global_norm
 from polaris_jax.training.metrics import read_metrics
 
 PROGRAM = Path(__file__).with_name("run_of_many.py")
@@ -90,7 +90,7 @@ def assert_trained_alike(found, expected):
         for name in ("reward", "response_length", "diversity", "groups/mixed"):
             assert left[name] == right[name]
     left, right = params_of(found), params_of(expected)
-    assert global_norm(jax.tree.map(np.subtract, left, right)) < 1e-4 * global_norm(right)
+    assert optax.tree.norm(jax.tree.map(np.subtract, left, right)) < 1e-4 * optax.tree.norm(right)
 
 
 @pytest.mark.parametrize("count", [2, 4])

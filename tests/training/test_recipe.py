@@ -96,8 +96,9 @@ def test_the_export_has_the_context_that_was_evaluated(tiny_config, tmp_path, mo
     given = {}
     monkeypatch.setattr(recipe.hf, "export_model", lambda *paths, **settings: given.update(settings))
     for factor, expected in ((1.0, 0.0), (1.5, 1.5)):
-        recipe.export(tiny_config(**{"evaluation.yarn_factor": factor}), tmp_path / "run", tmp_path / "export")
-        assert given["yarn_factor"] == expected
+        yarn = {"evaluation.yarn_factor": factor, "rollout.yarn_original": 96}
+        recipe.export(tiny_config(**yarn), tmp_path / "run", tmp_path / "export")
+        assert (given["yarn_factor"], given["yarn_original"]) == (expected, 96)
         assert given["dtype"] == "float32"
 
 

@@ -10,7 +10,7 @@ import pytest
 from polaris_jax import hf
 from polaris_jax.errors import PREEMPTED
 from polaris_jax.rollout import store
-from polaris_jax.rollout.replica import Lane
+from polaris_jax.rollout.replica import Replica
 from polaris_jax.supervision import preemption
 from polaris_jax.training import loop, sft, step
 from polaris_jax.types import Rollout
@@ -69,7 +69,7 @@ def preempted(run, tmp_path):
 def test_after_sigterm_finished_rollouts_are_not_sampled_again(run, preempted, tmp_path, monkeypatch):
     unbroken = run("unbroken")
     rounds = unbroken.frame()["rollout/device_calls"].astype(int)
-    terminated(monkeypatch, Lane, "start_round", at=rounds.iloc[0] + rounds.iloc[1] - 1)
+    terminated(monkeypatch, Replica, "start_round", at=rounds.iloc[0] + rounds.iloc[1] - 1)
     assert preempted("broken") == 1
     assert (tmp_path / "broken" / "rollouts" / "1.0").exists()
     resumed = run("broken")

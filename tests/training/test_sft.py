@@ -37,6 +37,16 @@ def test_sft_learns_and_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
     assert_same_params(tmp_path / "broken", tmp_path / "unbroken")
 
 
+def test_settings_of_grpo_do_not_bend_it(tiny_config, tmp_path):
+    grpos = {"kl": 0.5, "aggregation": "constant", "importance_cap": 0.1, "dual_clip": 1.1, "overlong_buffer": 8}
+    grpos = {f"algorithm.{key}": value for key, value in grpos.items()}
+    grpos |= {"updates.minibatches": 2, "updates.epochs": 2, "rollout.weights": "int8"}
+    plain, bent = (sft.run(tiny_config(**changes), tmp_path / name) for name, changes in (("a", {}), ("b", grpos)))
+    for name in ("loss", "learning_rate", "grad_norm"):
+        assert [row[name] for row in bent.rows] == [row[name] for row in plain.rows]
+    sft.run(tiny_config(**grpos), tmp_path / "a")  # nor do they keep a run from being resumed
+
+
 @contextmanager
 def small_disk(path):
     """A file system of 24 MB, where this user may mount; yields what fills it and what makes room again."""
