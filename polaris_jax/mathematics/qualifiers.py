@@ -10,7 +10,7 @@ from polaris_jax.mathematics.words import plain
 
 MAX_TAIL = 160  # characters of a qualifier
 MAX_NAMES = 3
-_HINT = re.compile(r"\\in(?![a-z])|\bin\b|integer|natural|whole|real")
+_HINTS = ("in", "natural", "whole", "real")  # ... integers, k \in Z
 _START = re.compile(
     r"(?:[,;]\s*)?(?:\\text|\\mbox|\\textrm|\\mathrm|\\q?quad|\\left|\()|[,;]|\\[,;: ]|\\forall|\b(?:where|with|for)\b"
 )
@@ -45,7 +45,7 @@ _SHIFTS = [(sign, shift) for sign in (1, -1) for shift in (0, 1, -1, 2, -2)]
 
 def split(text: str) -> tuple[str, tuple[str, ...], str] | None:
     r"""An answer's text without what it says about its parameters at its end, their names and their domain; or None."""
-    if not _HINT.search(text, max(0, len(text) - MAX_TAIL)):
+    if not any(hint in text for hint in _HINTS):
         return None
     for start in _START.finditer(text, max(0, len(text) - MAX_TAIL)):
         match = _QUALIFIER.fullmatch(" " + plain(text[start.start() :]))
