@@ -16,8 +16,8 @@ from configs.base import get_config
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.sharding import rows
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rows import row_groups
 from polaris_jax.training.state import init_state
 from polaris_jax.training.update import make_update
 
@@ -51,7 +51,7 @@ def first_moment(mesh):
     config.optimizer.clip_norm = 0.0
     params = nn.unbox(init_params(MODEL, jax.random.key(0)))
     state = init_state(MODEL, config, mesh, jax.tree.map(np.asarray, params))
-    batches, _ = pack(sequences(), config.updates)
+    batches, _ = pack(sequences(), config.updates, groups=row_groups(mesh))
     state, metrics = make_update(MODEL, config, mesh)(state, batches, 0.9)
     gather = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     moment = optax.tree.get(state.opt_state, "mu")
@@ -59,7 +59,6 @@ def first_moment(mesh):
 
 
 def main():
-    rows.TRAINED_STEP = 4  # so that tokens are left out of rows as short as these
     if len(sys.argv) > 1:
         address, process, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
