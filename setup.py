@@ -24,6 +24,7 @@ setup(
         "safetensors>=0.5,<1",
         "datasets>=4.0,<6",
         "mpmath>=1.3,<1.5",
+        "sympy>=1.13,<1.15",
         "numpy>=2.0,<3",
         "pandas>=2.2,<4",
         "pyarrow>=17",

@@ -31,7 +31,7 @@ from polaris_jax import config as configs
 from polaris_jax.errors import PREEMPTED
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.rewards import VerifierPool
-from polaris_jax.runs.start import enable_compilation_cache
+from polaris_jax.runs.compilation import enable_compilation_cache
 from polaris_jax.supervision.preemption import preemptible
 from polaris_jax.training import checkpoint, loop, metrics, recipe, sft, step
 
@@ -123,7 +123,7 @@ def main(_: list[str]) -> int | None:
 
 def start(run: Path, fault: str = "", **settings) -> int:
     """A process of the recipe in `run`; its exit code. Its output is added to RUN.log."""
-    command = [sys.executable, __file__, f"--victim={run}", f"--fault={fault}"]
+    command = [sys.executable, __file__, f"--victim={run}", f"--fault={fault}", "--compilation_cache="]
     with run.with_suffix(".log").open("a") as log:
         code = subprocess.run(command, stdout=log, stderr=log, **settings).returncode
     if not fault and code:

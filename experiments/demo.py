@@ -32,7 +32,6 @@ GREEDY_ANSWERS = 8  # compared with transformers' generate
 def main(_: list[str]) -> None:
     """Runs every phase and writes summary.json, training.png, the checkpoints and the export."""
     began, workdir, config = time.perf_counter(), Path(WORKDIR.value), CONFIG.value
-    start.enable_compilation_cache(workdir / "compilation_cache")
     console, seconds = Console(), {}
 
     def timed(phase, function, *args):

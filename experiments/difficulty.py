@@ -1,5 +1,6 @@
-"""Measures how often a model solves each problem, and keeps those worth training on.
+r"""Measures how often a model solves each problem, and keeps those worth training on.
 
+    python experiments/difficulty.py --config=configs/tiny.py --output=data/tiny --config.model.path=runs/demo/sft
     python experiments/difficulty.py --config=configs/polaris_4b.py --output=data/difficulty_4b \
         --config.difficulty.keep='((0.0, 0.9),)'
 
@@ -11,10 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from polaris_jax import cli, supervision
-from polaris_jax.data.card import histogram
-from polaris_jax.evaluation import difficulty
-from polaris_jax.training.recipe import in_tenths
+from polaris_jax import cli
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of pass rates and datasets.")
@@ -23,6 +21,12 @@ flags.mark_flags_as_required(["config", "output"])
 
 def main(_: list[str]) -> None:
     """Measures, and prints the histogram and where things are."""
+    print("loading", flush=True)
+    from polaris_jax import supervision
+    from polaris_jax.data.card import histogram
+    from polaris_jax.evaluation import difficulty
+    from polaris_jax.training.recipe import in_tenths
+
     console, config = Console(), CONFIG.value
     with supervision.showing(in_tenths(console.print)):
         found = difficulty.run(config, OUTPUT.value)

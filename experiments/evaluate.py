@@ -10,22 +10,22 @@ A model is a Hugging Face directory or hub name, a training run, or what import_
 stopped resumes when it is started again with the same output.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from polaris_jax import cli, supervision
-from polaris_jax import config as configs
-from polaris_jax.data.rows import summary
+from configs import base
+from polaris_jax import cli
 from polaris_jax.errors import UserError
-from polaris_jax.evaluation import job, report
-from polaris_jax.evaluation.evaluate import Evaluation
 
-BASE = str(Path(__file__).resolve().parents[1] / "configs" / "base.py")
-CONFIG = config_flags.DEFINE_config_file("config", BASE, "The config; --config.KEY=VALUE overrides one of its keys.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", base.__file__, "The config; --config.KEY=VALUE overrides one of its keys."
+)
 MODEL = flags.DEFINE_string("model", None, "The model, in place of config.model's path and tokenizer.")
 BENCHMARKS = flags.DEFINE_list(
     "benchmarks", None, "aime24, aime25, amc23, minerva, olympiad, arithmetic, or datasets; aime24:32 takes 32 samples."
@@ -40,6 +40,11 @@ def main(_: list[str]) -> None:
     """Does what the flags say, and prints the table and where things are."""
     if sum(flag is not None for flag in (MODEL.value, RESPONSES.value, COMPARE.value)) > 1:
         raise UserError("give one of --model, --responses and --compare")
+    print("loading", flush=True)
+    from polaris_jax import config as configs
+    from polaris_jax.data.rows import summary
+    from polaris_jax.evaluation import job, report
+
     console, output = Console(), Path(OUTPUT.value)
     if COMPARE.value:
         frame = report.compare(report.load_runs(COMPARE.value))
@@ -54,14 +59,18 @@ def main(_: list[str]) -> None:
         title = RESPONSES.value
     else:
         config = configs.override(CONFIG.value, overrides())
-        result = run(config, output, console)
+        with bar(console):
+            result = job.run(config, output)
         title = config.model.path or config.model.preset
     console.print(report.table(result.scores, title))
     console.print(f"scores.json and responses.parquet: {output}", soft_wrap=True)
 
 
-def run(config: ConfigDict, output: Path, console: Console) -> Evaluation:
-    """The evaluation, with a bar that shows how many responses are judged."""
+@contextmanager
+def bar(console: Console) -> Iterator[None]:
+    """Within the block a bar shows how many responses are judged."""
+    from polaris_jax import supervision
+
     bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), console=console)
     task = bar.add_task("responses", total=None)
 
@@ -72,7 +81,7 @@ def run(config: ConfigDict, output: Path, console: Console) -> Evaluation:
 
     try:
         with supervision.showing(show):
-            return job.run(config, output)
+            yield
     finally:
         bar.stop()
 

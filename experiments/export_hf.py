@@ -8,7 +8,7 @@ The source is a training run's directory (newest checkpoint, or --step), or one 
 
 from absl import flags
 
-from polaris_jax import cli, hf
+from polaris_jax import cli
 
 SOURCE = flags.DEFINE_string("source", None, "training run, or directory made by import_hf.py", required=True)
 TARGET = flags.DEFINE_string("target", None, "new directory", required=True)
@@ -20,9 +20,10 @@ YARN_ATTENTION_FACTOR = flags.DEFINE_float("yarn_attention_factor", 1.0, "of YaR
 YARN_ORIGINAL = flags.DEFINE_integer("yarn_original", 0, "context that YaRN extends (default: the model's own)")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Exports, and says what was written where."""
-    del argv
+    from polaris_jax import hf
+
     path = hf.export_model(
         SOURCE.value,
         TARGET.value,

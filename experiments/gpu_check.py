@@ -1,6 +1,7 @@
 """What this machine can do: kernels, log-prob differences, speeds, the longest response that trains.
 
-    python experiments/gpu_check.py --workdir=runs/gpu-check [--budget_s=540]
+    python experiments/gpu_check.py --workdir=runs/gpu-check
+    python experiments/gpu_check.py --workdir=runs/gpu-check --size=tiny --budget_s=540
 
 Started again it resumes. Uses one device. Without a GPU or TPU all of it runs at a tiny size.
 """
@@ -10,8 +11,7 @@ from functools import partial
 from absl import flags
 from rich.console import Console
 
-from polaris_jax import cli, gpu_check
-from polaris_jax.gpu_check import report
+from polaris_jax import cli
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/gpu-check", "Where results.jsonl and logs go.")
 SIZE = flags.DEFINE_string("size", "", "4b or tiny; empty: 4b where there is an accelerator.")
@@ -19,6 +19,10 @@ BUDGET = flags.DEFINE_float("budget_s", 0.0, "Ends within so many seconds, unfin
 
 
 def main(_: list[str]) -> int:
+    """Runs the checks and prints their tables. Returns 1 where one failed."""
+    from polaris_jax import gpu_check
+    from polaris_jax.gpu_check import report
+
     console = Console()
     announce = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     outcome = gpu_check.run(WORKDIR.value, SIZE.value, BUDGET.value, announce)

@@ -9,15 +9,16 @@ faster than the original and needs no network; `config.model.path` takes a Huggi
 
 from absl import flags
 
-from polaris_jax import cli, hf
+from polaris_jax import cli
 
 SOURCE = flags.DEFINE_string("source", None, "Hugging Face directory, or hub name such as Qwen/Qwen3-4B", required=True)
 TARGET = flags.DEFINE_string("target", None, "new directory", required=True)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Imports, and says what was written where."""
-    del argv
+    from polaris_jax import hf
+
     config = hf.import_model(SOURCE.value, TARGET.value)
     print(f"{TARGET.value}: {config.num_parameters:,} parameters, {config.num_hidden_layers} layers")
 

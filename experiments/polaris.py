@@ -14,11 +14,6 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from polaris_jax import cli
-from polaris_jax.evaluation import report
-from polaris_jax.runs.start import enable_compilation_cache
-from polaris_jax.sharding.multihost import is_writer
-from polaris_jax.supervision import preemptible
-from polaris_jax.training import recipe
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. An unfinished run there is resumed.")
@@ -28,8 +23,13 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_: list[str]) -> None:
     """Runs the recipe, and prints the scores, where the time went, and where things are."""
+    print("loading", flush=True)
+    from polaris_jax.evaluation import report
+    from polaris_jax.sharding.multihost import is_writer
+    from polaris_jax.supervision import preemptible
+    from polaris_jax.training import recipe
+
     workdir, console = Path(WORKDIR.value), Console()
-    enable_compilation_cache(workdir / "compilation_cache")
     announce = partial(console.print, style="bold")
     with preemptible(CONFIG.value.training.grace_s):  # between two phases, too
         outcome = recipe.run(CONFIG.value, workdir, announce=announce, allow_changed=tuple(CHANGED.value))

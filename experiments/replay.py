@@ -1,4 +1,7 @@
-"""What was not finite in a skipped update: python experiments/replay.py --batch=runs/tiny/not_finite/17.npz
+"""What was not finite in a skipped update.
+
+    python experiments/replay.py --batch=runs/tiny/not_finite/17.npz
+    python experiments/replay.py --batch=runs/tiny/not_finite/17.npz --all
 
 Recomputes loss and gradient of each sequence with the run's parameters; needs the checkpoint of the skipped update.
 """
@@ -9,9 +12,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from polaris_jax import cli, hf
-from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import not_finite, replay
+from polaris_jax import cli
 
 BATCH = flags.DEFINE_string("batch", None, "WORKDIR/not_finite/STEP.npz")
 ALL = flags.DEFINE_bool("all", False, "Lists the finite sequences, too.")
@@ -19,6 +20,11 @@ flags.mark_flag_as_required("batch")
 
 
 def main(_: list[str]) -> None:
+    """Prints a table of the sequences that are not finite."""
+    from polaris_jax import hf
+    from polaris_jax.sharding.mesh import make_mesh
+    from polaris_jax.training import not_finite, replay
+
     skipped, console = not_finite.load(BATCH.value), Console()
     workdir = Path(BATCH.value).absolute().parent.parent
     model, params = hf.load(

@@ -1,10 +1,13 @@
-"""Supervised fine-tuning: python experiments/sft.py --config=configs/tiny.py --workdir=runs/tiny_sft"""
+"""Supervised fine-tuning. Started again with the same flags it resumes.
+
+python experiments/sft.py --config=configs/tiny.py --workdir=runs/tiny_sft
+python experiments/sft.py --config=configs/polaris_4b.py --workdir=runs/sft_4b --config.sft.data=traces.jsonl
+"""
 
 from absl import flags
 from ml_collections import config_flags
 
 from polaris_jax import cli
-from polaris_jax.training import sft
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides one of its keys.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go. An unfinished run there is resumed.")
@@ -13,6 +16,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_: list[str]) -> None:
+    """Trains, and says where things are."""
+    print("loading", flush=True)
+    from polaris_jax.training import sft
+
     history = sft.run(CONFIG.value, WORKDIR.value, allow_changed=tuple(CHANGED.value))
     history.plot(("loss", "entropy")).savefig(f"{WORKDIR.value}/training.png", dpi=120)
     print(f"metrics, checkpoints and training.png: {history.workdir}")

@@ -43,6 +43,8 @@ def render(target: str, values: Mapping[str, object]) -> str:
     Raises UserError for a value that is missing, or that would change the meaning of the text around it.
     """
     values = {key: value for key, value in values.items() if value is not None}
+    if "tpu" in target and "topology" not in values:
+        raise UserError(f"--topology: needed for --target={target}; the chips along each axis, such as 4x4x4")
     if topology := values.get("topology"):
         if not re.fullmatch(r"\d+(x\d+){1,2}", str(topology)):
             raise UserError(f"--topology: expected such as 4x4x4, found {topology!r}")
@@ -61,7 +63,8 @@ def render(target: str, values: Mapping[str, object]) -> str:
 
     def value_of(key: re.Match) -> str:
         if key[1].lower() not in values:
-            raise UserError(f"--{key[1].lower()}: needed for --target={target}")
+            help_text = flags.FLAGS[key[1].lower()].help
+            raise UserError(f"--{key[1].lower()}: needed for --target={target} ({help_text})")
         return str(values[key[1].lower()])
 
     template = Path(__file__).with_name(TARGETS[target]).read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax.files import staged
-from polaris_jax.runs.start import enable_compilation_cache
+from polaris_jax.runs.compilation import enable_compilation_cache
 from polaris_jax.training import loop
 
 

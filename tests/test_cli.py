@@ -30,7 +30,7 @@ def start(monkeypatch, tmp_path, capsys):
     def run(main, *args):
         monkeypatch.setattr(sys, "argv", ["script", *args])
         config_flags.DEFINE_config_file("config", flag_values=values)
-        flags.DEFINE_string("name", None, "a name", flag_values=values)
+        flags.DEFINE_string("name", None, "a name", flag_values=values, required=True)
         with pytest.raises(SystemExit) as stop:
             cli.run(lambda argv: main(values))
         return (stop.value.code or 0, *capsys.readouterr())
@@ -67,7 +67,7 @@ def test_updates_that_are_not_finite_have_their_own_code(start):
 
 def test_other_errors_keep_their_traceback(start):
     with pytest.raises(ZeroDivisionError):
-        start(lambda values: 1 / 0)
+        start(lambda values: 1 / 0, "--name=a")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,11 @@ def test_other_errors_keep_their_traceback(start):
         (["--nmae=a"], "Unknown command line flag 'nmae'. Did you mean: name ?"),
         (["--config=config.py", "--config.rollout.smaples=3"], "no such key: 'smaples' Did you mean \"samples\""),
         (["--config=config.py", "--config.rollout.samples=three"], "config.rollout.samples=three: "),
-        (["--config=nowhere.py"], "No such file or directory: 'nowhere.py'"),
+        (["--config=config.py", "--config.rollout.samples=three"], "samples=three: expected int, such as 8"),
+        (["--config=confg.py"], "--config=confg.py: no such config file; did you mean config.py?"),
+        (["--config", "confg.py"], "--config=confg.py: no such config file; did you mean config.py?"),
+        (["--config=config.py", "--rollout.samples=3"], "is set by --config.rollout.samples=VALUE"),
+        ([], "--name: missing (a name); --help shows typical command lines"),
         (["--name=a", "b"], "unexpected argument 'b'; flags are written --name=value"),
     ],
 )

@@ -41,9 +41,9 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
     The mask is 1 on the assistant's tokens, the token that ends the turn included. An earlier turn is context only
     (0) where the template renders it otherwise than it was sampled: Qwen3's strips the thoughts of earlier turns, and
     to learn what is left would be to learn answering without thinking; `tokenize_conversations` learns those as well.
-    Where a template drops or changes part of the turn that is learnt, as R1-Distill's drop its thoughts, the turn is
-    learnt as the conversation has it. A lone assistant turn follows the template's opening of it. Prompt and response
-    are tokenized apart, as when sampling. Raises ValueError when there is no assistant turn.
+    Where a template drops or changes part of the turn, as R1-Distill's drop thoughts, what is trained on is the turn
+    as the conversation has it. A lone assistant turn follows the template's opening of it. Prompt and response are
+    tokenized apart, as when sampling. Raises ValueError when there is no assistant turn.
     """
     return _sequences(tokenizer, messages, turn_end(tokenizer))[-1]
 
@@ -51,7 +51,7 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
 def tokenize_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Messages], *, max_tokens: int | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Conversations as sequences in which every assistant turn is learnt once, in the context it is sampled in.
+    """Conversations as sequences in which every assistant turn is trained on once, in the context it is sampled in.
 
     One exchange gives one sequence. A conversation of several gives one as well where the template renders earlier
     turns as they were sampled, else one a turn. Sequences longer than `max_tokens` are left out and counted in the log.
@@ -66,7 +66,7 @@ def tokenize_conversations(
 
 
 def _sequences(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    sequences: list[list[tuple[str, float]]] = []  # of pieces: a text, and 1 where it is learnt
+    sequences: list[list[tuple[str, float]]] = []  # of pieces: a text, and 1 where it is trained on
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -123,5 +123,5 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.n
 
 def _join(tokenizer: PreTrainedTokenizerBase, pieces: list[tuple[str, float]]) -> tuple[np.ndarray, np.ndarray]:
     tokens = _tokenize(tokenizer, [text for text, _ in pieces])
-    masks = [np.full(len(piece), learnt, np.float32) for piece, (_, learnt) in zip(tokens, pieces, strict=True)]
+    masks = [np.full(len(piece), trained, np.float32) for piece, (_, trained) in zip(tokens, pieces, strict=True)]
     return np.concatenate(tokens), np.concatenate(masks)

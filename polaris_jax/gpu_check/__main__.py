@@ -4,7 +4,7 @@ import json
 import sys
 
 from polaris_jax.gpu_check.checks import attempt
-from polaris_jax.runs.start import enable_compilation_cache
+from polaris_jax.runs.compilation import enable_compilation_cache
 
 check, size, cache = sys.argv[1:]
 enable_compilation_cache(cache)

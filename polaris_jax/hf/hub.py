@@ -37,14 +37,16 @@ def resolve(source: str | Path, files: Sequence[str]) -> Path:
         raise UserError(f"{source}: expected a directory, found a file")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise UserError(f"{source}: no such directory")
+    beside = sorted(child.name for child in path.parent.iterdir()) if path.parent.is_dir() else []
+    here = "no such directory here" + (f" (in {path.parent}/ are {', '.join(beside[:20])})" if beside else "")
     instead = f"or give a local directory with {', '.join(files[:2])}, ... instead"
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=list(files)))
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"{source}: neither a directory here nor a model on the Hugging Face hub") from error
+        raise UserError(f"{source}: {here}, and no such model on the Hugging Face hub") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{source}: no such directory here, and the Hugging Face hub is not reachable ({reason}); "
+            f"{source}: {here}, and the Hugging Face hub is not reachable ({reason}); "
             f"check the name and the connection, {instead}"
         ) from error

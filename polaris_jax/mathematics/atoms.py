@@ -31,9 +31,14 @@ def in_base(literal: n.Num, base_text: str) -> n.Num:
 
 
 def primed(value: n.Node, marks: str) -> n.Node:
-    """y' is a symbol of its own; 3' and 3'' are minutes and seconds of arc or feet and inches."""
+    """y' is a symbol of its own; 3' and 3'' are minutes and seconds of arc or feet and inches.
+
+    Raises Unreadable for (x^2)', which is a derivative.
+    """
     if isinstance(value, n.Sym):
         return n.Sym(value.name + marks)
+    if n.free_symbols(value):
+        raise Unreadable("prime behind an expression")
     return n.Quantity(value, "prime" * len(marks))
 
 

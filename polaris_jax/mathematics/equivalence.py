@@ -1,8 +1,12 @@
 """The verdict on one boxed answer: text first, then what the text means."""
 
+import functools
+import importlib
 import re
+import signal
 from enum import StrEnum
 from itertools import product
+from types import ModuleType
 
 from polaris_jax.mathematics import nodes as n
 from polaris_jax.mathematics import words
@@ -13,6 +17,7 @@ from polaris_jax.mathematics.numeric import approximate
 from polaris_jax.mathematics.reader import Reading, read
 from polaris_jax.mathematics.repairs import with_single_backslashes
 from polaris_jax.mathematics.tokens import Unreadable
+from polaris_jax.mathematics.undecided import asks_for_sympy, may_ask_for_sympy, unknown
 
 
 class Comparison(StrEnum):
@@ -34,6 +39,8 @@ def judge(box: str, answers: list[str]) -> Comparison:
     Takes whatever time and memory the text asks for within the bounds of its parts: run it in a worker.
     """
     found = {_judge_one(box, gold) for gold in answers}
+    if Comparison.EQUAL not in found and any(_same_by_sympy(box, gold) for gold in answers):
+        return Comparison.EQUAL
     return next((one for one in (Comparison.EQUAL, Comparison.UNEQUAL) if one in found), Comparison.UNPARSABLE)
 
 
@@ -56,6 +63,31 @@ def _judge_one(box: str, gold: str) -> Comparison:
         raise
     except Exception:  # whatever else a hostile text brings about, other ground truths may still be equal
         return Comparison.UNPARSABLE
+
+
+def _same_by_sympy(box: str, gold: str) -> bool:
+    """Whether sympy shows what values did not; it is imported only where there is something for it to do."""
+    if not (may_ask_for_sympy(gold) or may_ask_for_sympy(box)):
+        return False
+    try:
+        trees = [_read(with_single_backslashes(text.strip()), Reading(calculus=True)) for text in (gold, box)]
+        if not all(trees) or not (any(asks_for_sympy(tree) for (tree,) in trees) or unknown(trees[0][0])):
+            return False
+        return _sympy().same_by_sympy(trees[0][0], trees[1][0])
+    except MemoryError:
+        raise
+    except Exception:  # a hostile text: other ground truths may still be equal
+        return False
+
+
+@functools.cache
+def _sympy() -> ModuleType:
+    """The module that imports sympy. An alarm that comes meanwhile waits: half an import would spoil the process."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    try:
+        return importlib.import_module("polaris_jax.mathematics.symbolic")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _comparison(equal: bool) -> Comparison:

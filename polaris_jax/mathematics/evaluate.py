@@ -65,6 +65,8 @@ def _constant(name: str) -> Value:
 
 def _call(name: str, args: tuple[n.Node, ...], env: Env) -> Value:
     if name == "det":
+        if not isinstance(args[0], n.Matrix):
+            raise NotANumber("determinant of no matrix")
         return _determinant([[evaluate(item, env) for item in row] for row in args[0].rows])
     if name in TRIGONOMETRIC:
         env = replace(env, degrees=True)

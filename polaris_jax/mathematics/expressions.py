@@ -57,7 +57,7 @@ class ExpressionReader(PrimaryReader):
     def letters(self) -> n.Node:
         """A divisor: one factor, or all the letters that stand together, where they are read so."""
         value = self.signed_power()
-        while self.tight_letters and isinstance(value, (n.Sym, n.Call)) and self.letter_touches():
+        while self.reading.tight_letters and isinstance(value, (n.Sym, n.Call)) and self.letter_touches():
             value = n.Call("mul", (value, self.power()))
         return value
 
@@ -202,12 +202,26 @@ class ExpressionReader(PrimaryReader):
         return value
 
     def subscript(self, base: n.Node) -> n.Node:
+        if self.reading.calculus and isinstance(base, n.Sym) and (index := self.index()):
+            return n.Apply(f"{base.name}_", (index,))
         text = self.subscript_text()
         if isinstance(base, n.Num):
             return in_base(base, text)
         if isinstance(base, (n.Sym, n.Const)):
             return n.Sym(f"{base.name}_{text}")
         raise Unreadable("subscript of an expression")
+
+    def index(self) -> n.Node | None:
+        """A subscript that depends on symbols, as in F_{n-k-1}; None for any other, which is left."""
+        start = self.at
+        try:
+            index = self.argument()
+            if index == n.Const("i") or (isinstance(index, (n.Sym, n.Call)) and n.free_symbols(index)):
+                return index
+        except Unreadable:
+            pass
+        self.at = start
+        return None
 
     def subscript_text(self) -> str:
         if self.token.text != "{":
@@ -226,6 +240,8 @@ class ExpressionReader(PrimaryReader):
         marks = ""
         while self.is_op("'"):
             marks += self.next().text
+        if self.reading.calculus and isinstance(value, n.Call) and len(names := n.free_symbols(value)) == 1:
+            return n.Derivative(*names, len(marks), value)
         return primed(value, marks)
 
     # applications of unknown functions

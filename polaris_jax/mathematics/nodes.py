@@ -51,12 +51,41 @@ class Apply(Node):
 
 @dataclass(frozen=True)
 class Fold(Node):
-    r"""A finite \sum or \prod over `var` from `low` to `high`."""
+    r"""A \sum or \prod over `var` from `low` to `high`."""
 
     kind: str
     var: str
     low: Node
     high: Node
+    body: Node
+
+
+@dataclass(frozen=True)
+class Integral(Node):
+    """An integral over `var` from `low` to `high`, both None where it is indefinite."""
+
+    var: str
+    low: Node | None
+    high: Node | None
+    body: Node
+
+
+@dataclass(frozen=True)
+class Limit(Node):
+    """The limit of `body` as `var` goes to `point`; `side` is "+" or "-" where only one side of the point counts."""
+
+    var: str
+    point: Node
+    side: str
+    body: Node
+
+
+@dataclass(frozen=True)
+class Derivative(Node):
+    """`body` differentiated `order` times by `var`."""
+
+    var: str
+    order: int
     body: Node
 
 
@@ -220,9 +249,18 @@ def free_symbols(node: Node) -> frozenset[str]:
     if isinstance(node, Sym):
         return frozenset([node.name])
     inner = frozenset().union(*map(free_symbols, children(node)))
-    if isinstance(node, Fold):
-        return (inner - {node.var}) | free_symbols(node.low) | free_symbols(node.high)
+    if isinstance(node, Fold) or (isinstance(node, Integral) and node.low and node.high):
+        return (free_symbols(node.body) - {node.var}) | free_symbols(node.low) | free_symbols(node.high)
+    if isinstance(node, Limit):
+        return (free_symbols(node.body) - {node.var}) | free_symbols(node.point)
     return inner | {node.name + "()"} if isinstance(node, Apply) else inner
+
+
+def with_symbol(node: Node, name: str) -> Node:
+    """The node with the constant of this name, such as i, as a symbol: the index of a sum."""
+    if node == Const(name):
+        return Sym(name)
+    return rebuild(node, lambda part: with_symbol(part, name))
 
 
 def substitute(node: Node, names: dict[str, Node]) -> Node:

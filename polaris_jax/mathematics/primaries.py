@@ -2,7 +2,7 @@ r"""Reads what expressions are made of: numbers, brackets, functions, \\frac and
 
 from polaris_jax.mathematics import nodes as n
 from polaris_jax.mathematics.atoms import derivative, number
-from polaris_jax.mathematics.cursor import Cursor
+from polaris_jax.mathematics.calculus import CalculusReader
 from polaris_jax.mathematics.symbols import listed
 from polaris_jax.mathematics.tokens import Token, Unreadable
 
@@ -10,7 +10,7 @@ FRACTIONS = {"frac": "div"}
 INVERSES = frozenset(listed("sin cos tan cot sec csc"))
 
 
-class PrimaryReader(Cursor):
+class PrimaryReader(CalculusReader):
     """Needs the methods that read sums, powers and lists, which its subclasses have."""
 
     def primary(self) -> n.Node:
@@ -117,9 +117,14 @@ class PrimaryReader(Cursor):
             return self.root()
         if name in ("frac", "binom"):
             first, second = self.argument(), self.argument()
-            return (name == "frac" and derivative(first, second)) or n.Call(FRACTIONS.get(name, name), (first, second))
+            taken = derivative(first, second) if name == "frac" else None
+            if not taken and self.reading.calculus and name == "frac":
+                taken = self.derivative(first, second)
+            return taken or n.Call(FRACTIONS.get(name, name), (first, second))
         if name in ("sum", "prod"):
             return self.fold(name)
+        if self.reading.calculus and name in ("int", "lim"):
+            return self.integral() if name == "int" else self.limit()
         raise Unreadable(f"misplaced {name}")
 
     def root(self) -> n.Node:
@@ -134,11 +139,11 @@ class PrimaryReader(Cursor):
     def fold(self, kind: str) -> n.Node:
         self.expect("op", "_")
         start = self.brackets("{") if self.next().text == "{" else None
-        self.expect("op", "^")
-        high = self.argument()
-        if not isinstance(start, n.Relation) or start.ops != ("=",) or not isinstance(start.sides[0], (n.Sym, n.Const)):
-            raise Unreadable(f"{kind} without a start")
-        return n.Fold(kind, start.sides[0].name, start.sides[1], high, self.term())
+        high = self.argument() if self.is_op("^") and self.next() else None
+        if start is None or (high is None and not self.reading.calculus):
+            raise Unreadable(f"{kind} without bounds")
+        variable, low, high = self.bounds_of_fold(start, high)
+        return n.Fold(kind, variable, low, high, n.with_symbol(self.term(), variable))
 
     def function(self, name: str) -> n.Node:
         if self.token.text == "=":  # \\max = 5

@@ -6,12 +6,13 @@ whatever it does not know: the verifier then has only the text to go by.
 
 import itertools
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
 from polaris_jax.mathematics import nodes as n
 from polaris_jax.mathematics import qualifiers, units
 from polaris_jax.mathematics.approximations import without_approximations
+from polaris_jax.mathematics.calculus import with_apart_differentials, with_differentials
+from polaris_jax.mathematics.cursor import PLAIN, Reading
 from polaris_jax.mathematics.expressions import FACTOR_STARTS, ExpressionReader
 from polaris_jax.mathematics.prose import is_prefix, named_by_words, trim, without_reversed_brackets
 from polaris_jax.mathematics.tokens import MAX_DEPTH, Token, Unreadable, clean, tokenize
@@ -23,17 +24,7 @@ _STRONG = frozenset([";", "or"])
 _UNIVERSAL = re.compile(r"\s*,?\s*(?:for (?:all|every|each|any)|where .* is (?:any|an arbitrary) constant)\b")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How to read what is ambiguous."""
-
-    comma_groups: bool = True  # 1,234 is a number, not a list
-    unit_letters: bool = True  # a letter such as m after explicit space is a unit, not a factor
-    tight_letters: bool = False  # t/RC is t/(RC), not (t/R)C
-    plus_minus: bool = False  # 3+-2 is 3±2, not 3-2
-
-
-def read(text: str, reading: Reading = Reading()) -> n.Node:
+def read(text: str, reading: Reading = PLAIN) -> n.Node:
     """The tree of an answer. Raises Unreadable."""
     text = without_reversed_brackets(trim(clean(text)))
     if (named := named_by_words(text)) != n.Words(text):  # before "no" is read as a product of letters
@@ -44,7 +35,9 @@ def read(text: str, reading: Reading = Reading()) -> n.Node:
 
 
 def _tokens(text: str, reading: Reading) -> list[Token]:
-    return tokenize(text, comma_groups=reading.comma_groups, plus_minus=reading.plus_minus)
+    if not reading.calculus:
+        return tokenize(text, comma_groups=reading.comma_groups, plus_minus=reading.plus_minus)
+    return with_differentials(tokenize(with_apart_differentials(text), comma_groups=reading.comma_groups))
 
 
 def _qualified(text: str, names: tuple[str, ...], domain: str, reading: Reading) -> n.Qualified | None:
@@ -61,7 +54,7 @@ def _parsed(tokens: list[Token], reading: Reading) -> n.Node:
     tokens = [_separator(token) for token in without_approximations(tokens)]
     if not tokens or len(tokens) > MAX_TOKENS:
         raise Unreadable("empty, or too long")
-    reader = Reader(tokens, reading.unit_letters, reading.tight_letters)
+    reader = Reader(tokens, reading)
     answer = reader.list_until("eof")
     reader.expect("eof")
     return _read_within_words(answer, reading) if isinstance(answer, n.Words) else answer
@@ -225,7 +218,7 @@ class Reader(ExpressionReader):
         """Whether explicit space and then nothing but a unit such as m or m/s^2 follow up to the end of the item."""
         if started and self.is_op("^", "/", "*"):
             return True
-        if not self.unit_letters or self.token.kind != "sym" or not units.is_unit_letter(self.token.text):
+        if not self.reading.unit_letters or self.token.kind != "sym" or not units.is_unit_letter(self.token.text):
             return False
         if not self.token.gap.startswith("\\") and not started and not self.compound_unit_ahead():
             return False

@@ -134,7 +134,7 @@ MARKS = {
 
 FUNCTIONS = listed(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln lg log exp "
-    "max min gcd lcm cis"
+    "max min gcd lcm cis det"
 )
 _ASCII_FUNCTIONS = {
     "asin": "arcsin",
@@ -147,9 +147,12 @@ _ASCII_FUNCTIONS = {
 }
 
 COMMANDS = (
-    {name: ("sym", name) for name in [*GREEK, "Pi", "ell", "hbar", "mho", "partial", "nabla", "odot", "aleph", "star"]}
+    {
+        name: ("sym", name)
+        for name in [*GREEK, "Pi", "ell", "hbar", "mho", "partial", "nabla", "odot", "aleph", "star", "top"]
+    }
     | {name: ("func", name) for name in FUNCTIONS}
-    | {name: ("cmd", name) for name in ("frac", "binom", "sqrt", "sum", "prod", "pmod")}
+    | {name: ("cmd", name) for name in ("frac", "binom", "sqrt", "sum", "prod", "pmod", "int", "lim")}
     | {name: ("cmd", "frac") for name in ("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac")}
     | {name: ("cmd", "binom") for name in ("dbinom", "tbinom")}
     | {name: ("accent", "") for name in ("vec", "overrightarrow", "overleftrightarrow", "widehat", "boxed", "fbox")}

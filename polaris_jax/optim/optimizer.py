@@ -142,7 +142,7 @@ def opt_state_shardings(optimizer: optax.GradientTransformation, params: Any, sh
 def apply_gradients(
     optimizer: optax.GradientTransformation, params: Any, grads: Any, state: OptState, usable: jax.Array
 ) -> tuple[Any, OptState, dict[str, jax.Array]]:
-    """One update of all parameters, or none where it is not to be learnt from.
+    """One update of all parameters, or none where it is not to be trained on.
 
     grads: float32, like params, not multiplied by the loss scale. usable: bool, whether the loss and what the sampler
     recorded are finite; an update is skipped where it is False or a gradient is not finite. Returns the new parameters

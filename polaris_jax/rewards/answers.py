@@ -6,18 +6,12 @@ Everything here is linear in the length of the text and runs in the caller's pro
 import re
 from collections.abc import Iterable
 
-from polaris_jax.mathematics.words import plain
+from polaris_jax.rewards.ground_truths import quoted_texts, says_none
 from polaris_jax.rewards.verdict import Reason
 
 THINK_END = "</think>"
 _INTEGER = re.compile(r"([+-]?[0-9]{1,40})(?:\.0*)?")
 _BRACES = {name: re.compile(rf"\\{name}\s*\{{|\\.|[{{}}]", re.DOTALL) for name in ("boxed", "fbox")}
-_QUOTED = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''
-_WRITTEN_LIST = re.compile(rf"\s*\[\s*(?:{_QUOTED})(?:[\s,]*(?:{_QUOTED}))*\s*\]\s*", re.DOTALL)
-_NO_ANSWER = re.compile(
-    r"(?:see (?:the )?)?proof|(?:answer )?not ?found|no answer(?: found)?|n/a|see (?:the )?(?:solution|explanation)|"
-    r"not (?:provided|available|given)"
-)
 
 
 def final_box(response: str, *, require_think: bool = True) -> str | Reason:
@@ -74,9 +68,9 @@ def alternatives(answer: object) -> list[str]:
     numbers.
     """
     if isinstance(answer, str):
-        if _WRITTEN_LIST.fullmatch(answer):
-            return [text for quoted in re.findall(_QUOTED, answer) for text in alternatives(_unquoted(quoted))]
-        return [answer] if answer.strip() and not _is_nan(answer) and not _says_no_answer(answer) else []
+        if listed := quoted_texts(answer.strip()):
+            return [text for text in listed if text.strip() and not says_none(text)]
+        return [answer] if answer.strip() and not says_none(answer) else []
     if isinstance(answer, bytes):
         return alternatives(answer.decode("utf-8", errors="replace"))
     if answer is None or getattr(answer, "ndim", None) == 0 or not isinstance(answer, Iterable):
@@ -86,17 +80,4 @@ def alternatives(answer: object) -> list[str]:
 
 def _number(answer: object) -> list[str]:
     text = str(answer)
-    return [] if answer is None or _is_nan(text) or text in ("<NA>", "NaT") else [text]
-
-
-def _unquoted(text: str) -> str:
-    """What a quoted string says; only quotes and backslashes are escaped, since LaTeX has its own \\f, \\n and \\t."""
-    return re.sub(r"\\([\\\"\'])", r"\1", text[1:-1])
-
-
-def _says_no_answer(text: str) -> bool:
-    return len(text) < 60 and bool(_NO_ANSWER.fullmatch(plain(text).lower()))
-
-
-def _is_nan(text: str) -> bool:
-    return len(text) < 40 and plain(text).lower().lstrip("+-") == "nan"
+    return [] if answer is None or says_none(text) or text in ("<NA>", "NaT") else [text]

@@ -41,7 +41,7 @@ def from_rollouts(
 
     advantages_NG: float32 [groups, samples]. off_policy: (group, sample) of the rollouts the current policy did not
     sample. truncated: whether responses that were cut off at the limit are among them. An empty response raises
-    ValueError: there is nothing to learn from.
+    ValueError: there is nothing to train on.
     """
     sequences = []
     for n, (group, advantages) in enumerate(zip(groups, advantages_NG, strict=True)):

@@ -1,7 +1,7 @@
 """Keys and values of the tokens of one device call, kept beside the page pool until they are written to their pages.
 
-They are a list of pieces, keys [l, B, K, d, N] and values [l, B, K, N, d] each: one piece for each layer (l = 1) where
-layers are unrolled, since a step then copies no other layer's, else a single one of all, for the loop over layers.
+They are a list of pieces: keys [B, K, d, N] and values [B, K, N, d] of each layer where layers are unrolled, since a
+step then copies no other layer's; else a single piece of all, [L, ...], for the loop over layers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NewTokens = list[tuple[jax.Array, jax.Array]]
 def empty(model: ModelConfig, pages: Pages, B: int, N: int) -> NewTokens:
     """Room for N tokens of B sequences."""
     L, _, _, K, d = pages[0].shape
-    count = L if unrolled(model) else 1
-    shapes = (L // count, B, K, d, N), (L // count, B, K, N, d)
+    count, axes = (L, ()) if unrolled(model) else (1, (L,))
+    shapes = (*axes, B, K, d, N), (*axes, B, K, N, d)
     return [tuple(jnp.zeros(shape, x.dtype) for shape, x in zip(shapes, pages, strict=True)) for _ in range(count)]
 
 
@@ -31,15 +31,18 @@ def put(new: NewTokens, k_BTKd: jax.Array, v_BTKd: jax.Array, layer: Any, step: 
 
     layer: an int where layers are unrolled, else traced.
     """
-    piece, place = (layer, 0) if isinstance(layer, int) else (0, layer)
+    piece, at = (layer, ()) if isinstance(layer, int) else (0, (layer,))
     keys, values = new[piece]
     k, v = k_BTKd.transpose(0, 2, 3, 1).astype(keys.dtype), v_BTKd.transpose(0, 2, 1, 3).astype(values.dtype)
-    keys = jax.lax.dynamic_update_slice(keys, k[None], (place, 0, 0, 0, step))
-    values = jax.lax.dynamic_update_slice(values, v[None], (place, 0, 0, step, 0))
-    return [*new[:piece], (keys, values), *new[piece + 1 :]], (keys[place], values[place])
+    k, v = (jnp.expand_dims(x, range(len(at))) for x in (k, v))
+    keys = jax.lax.dynamic_update_slice(keys, k, (*at, 0, 0, 0, step))
+    values = jax.lax.dynamic_update_slice(values, v, (*at, 0, 0, step, 0))
+    return [*new[:piece], (keys, values), *new[piece + 1 :]], (keys[at], values[at])
 
 
 def as_pages(new: NewTokens) -> Pages:
     """All layers' as pages lay them out, [L, B, N, K, d]."""
-    keys, values = (jnp.concatenate(pieces) for pieces in zip(*new, strict=True))
+    keys, values = (
+        jnp.concatenate([x.reshape(-1, *x.shape[-4:]) for x in pieces]) for pieces in zip(*new, strict=True)
+    )
     return keys.transpose(0, 1, 4, 2, 3), values.transpose(0, 1, 3, 2, 4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -25,16 +24,6 @@ from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Problem
 
 ARITHMETIC_PROBLEMS = 4096  # of the endless supply
-
-
-def enable_compilation_cache(directory: str | Path) -> None:
-    """Keeps compiled programs on disk, so that a second job or a restart does not compile them again.
-
-    Where JAX was given a directory before, as by JAX_COMPILATION_CACHE_DIR, that one is used.
-    """
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:

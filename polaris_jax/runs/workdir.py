@@ -83,11 +83,19 @@ def _lock(file: FileIO, path: Path) -> None:
         raise UserError(f"{path}: cannot be locked: {error.strerror}; give a directory on another disk") from error
 
 
-def check_config(config: ConfigDict, workdir: Path, *, allowed: Iterable[str] = (), free: Iterable[str] = FREE) -> None:
+def check_config(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    allowed: Iterable[str] = (),
+    free: Iterable[str] = FREE,
+    longer: bool = True,
+) -> None:
     """Compares with the config.json that is there, if any, and tells what differs, `old -> new`.
 
     allowed, free: keys that may differ, or whole sections such as "optimizer"; those in `free` do not change what the
-    run computes. Raises UserError where another key differs, and names all of those.
+    run computes. longer: whether more steps and further stages may be given. Raises UserError where another key
+    differs, and names all of those.
     """
     known, path, new = dict(configs.flatten(base.get_config())), workdir / "config.json", _plain(config)
     for key in allowed:
@@ -96,6 +104,7 @@ def check_config(config: ConfigDict, workdir: Path, *, allowed: Iterable[str] = 
     old = _read(path) if path.exists() else new
     changed = {key: f"config.{key}: {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key]}
     refused = [key for key in changed if not configs.within(key, (*allowed, *free))]
+    refused = [key for key in refused if not (longer and _extends(key, old.get(key), new[key]))]
     if refused:
         raise UserError(
             f"{workdir}: the run here has another config: {'; '.join(changed[key] for key in refused)}; give another "
@@ -122,3 +131,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return dict(configs.flatten(ConfigDict(json.loads(config.to_json_best_effort()))))
+
+
+def _extends(key: str, old: Any, new: Any) -> bool:
+    """Whether a run with the new value first does what one with the old did, and then more."""
+    if key in ("training.steps", "sft.steps"):
+        return new > old
+    if key != "stages" or not old or len(new) < len(old):
+        return False
+    (*before, last), again = (dict(stage) for stage in old), dict(new[len(old) - 1])
+    longer = last.pop("steps", 0) <= again.pop("steps", 0)
+    return [dict(stage) for stage in new[: len(old) - 1]] == before and again == last and longer

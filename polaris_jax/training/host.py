@@ -37,15 +37,15 @@ class HostState:
 def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The host state as json-able values and arrays; `from_saved` gives it back to the bit.
 
-    The arrays hold rollouts as in `rollout/codec.py`, solutions first and then those of the batch ahead.
+    The arrays hold rollouts as in `rollout/codec.py`, solutions first and then those of the next batch.
     """
-    solutions, ahead = host.curriculum.solutions, host.next_batch
-    rollouts = [*solutions.values(), *(r for group in (ahead.groups if ahead else ()) for r in group.rollouts)]
+    solutions, batch = host.curriculum.solutions, host.next_batch
+    rollouts = [*solutions.values(), *(r for group in (batch.groups if batch else ()) for r in group.rollouts)]
     saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), next_batch=None))
     saved["solutions"] = list(solutions)
-    if ahead:
-        groups = [[asdict(group.problem), group.rewards.tolist()] for group in ahead.groups]
-        saved["next_batch"] = {"groups": groups, "texts": ahead.texts, "metrics": ahead.metrics}
+    if batch:
+        groups = [[asdict(group.problem), group.rewards.tolist()] for group in batch.groups]
+        saved["next_batch"] = {"groups": groups, "texts": batch.texts, "metrics": batch.metrics}
     return saved, rollouts_to_arrays(rollouts)
 
 
@@ -54,10 +54,10 @@ def from_saved(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Ho
     saved = dict(saved)
     names, curriculum, rest = saved.pop("solutions"), saved.pop("curriculum"), iter(rollouts_from_arrays(arrays))
     curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": {name: next(rest) for name in names}}
-    if ahead := saved.pop("next_batch"):
+    if batch := saved.pop("next_batch"):
         groups = []
-        for problem, rewards in ahead["groups"]:
+        for problem, rewards in batch["groups"]:
             problem = Problem(**problem | {"answers": tuple(problem["answers"])})
             groups.append(Group(problem, tuple(islice(rest, len(rewards))), np.asarray(rewards, np.float32)))
-        ahead = SampledBatch(**ahead | {"groups": groups})
-    return HostState(**saved, curriculum=Curriculum(**curriculum), next_batch=ahead)
+        batch = SampledBatch(**batch | {"groups": groups})
+    return HostState(**saved, curriculum=Curriculum(**curriculum), next_batch=batch)

@@ -90,7 +90,7 @@ class MetricsLogger:
     """
 
     def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
-        self._workdir, self._shown = workdir, shown
+        self._workdir, self._shown, self._done, self._total = workdir, shown, start, total
         self.rows, self._metrics = open_steps(workdir / "metrics.jsonl", start)
         _, self._samples = open_steps(workdir / "samples.jsonl", start)
         if len(self.rows) != start:
@@ -105,6 +105,11 @@ class MetricsLogger:
     def __enter__(self) -> MetricsLogger:
         if self._console.is_terminal:
             self._progress.start()
+        if self._done == self._total:
+            self._console.print(
+                f"{self._workdir}: finished, all {self._total} steps were done before; given more steps, it resumes",
+                soft_wrap=True,
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -64,7 +64,7 @@ def run(
     if config.stages and "data.train" in config.stages[0]:
         raise UserError("config.stages: the first stage's `data.train` belongs into config.data.train, to be measured")
     with hold(workdir) as held:
-        check_config(config, held, allowed=allow_changed)
+        check_config(config, held, allowed=allow_changed, longer=False)  # complete phases are not done again
         write_config(config, held)
         return _run(config, held, announce, allow_changed)
 

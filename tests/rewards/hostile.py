@@ -60,6 +60,41 @@ UNENDING = [
     "\\int_{0}^{1}\\int_{0}^{1}\\int_{0}^{1} \\sqrt{x^2+y^2+z^2}dxdydz",
     "\\lim_{n\\to\\infty} \\sum_{k=1}^{n} \\frac1k - \\ln n",
 ]
+FOR_SYMPY = [
+    "\\int_0^1 x^{10^{10^{10}}} dx",
+    "\\int_0^1 (x+1)^{10^9} dx",
+    "\\int_0^1 (x+y+z)^{99999} dx",
+    "\\int_0^{10^{10^{9}}} x dx",
+    "\\int_0^1 \\frac{1}{x^{1000}+x^{999}+1} dx",
+    "\\int_0^1" * 6 + "\\sqrt{a^2+b^2+c^2+f^2+g^2+h^2} da db dc df dg dh",
+    "\\int" * 60 + "x" + " dx" * 60,
+    "\\sum_{k=1}^{10^9} \\frac{1}{k^3+\\sin k}",
+    "\\sum_{k=1}^{\\infty} (-1)^k",
+    "\\sum_{k=1}^{\\infty} x^{k^{k}}",
+    "\\sum_{k=1}^{99} 9^{9^{k}}",
+    "\\sum_{k=0}^{99} \\sum_{j=0}^{99} x^{kj}",
+    "\\prod_{k=1}^{10^6} k",
+    "\\prod_{k=1}^{90} 10^{10^{k}}",
+    "\\lim_{x\\to\\infty} x^{x^{x^{x^{x}}}}",
+    "\\lim_{x\\to0}\\frac{\\sin(\\sin(\\sin(\\sin(\\sin x))))-x}{x^{50}}",
+    "\\lim_{n\\to\\infty} \\frac{n!}{n^n}\\prod_{k=1}^{n} k",
+    "\\frac{d}{dx} x^{x^{x^{x^{x^{x^{x^{x}}}}}}}",
+    "\\frac{d}{dx}" * 55 + " x^{99}",
+    "(\\sin x)" + "'" * 90,
+    "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}^{10^9}",
+    "\\begin{pmatrix}x&y\\\\z&w\\end{pmatrix}^{1000}",
+    "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}" * 60,
+    "2".join("\\begin{pmatrix}" + "1&2\\\\" * 800 + "\\end{pmatrix}" for _ in range(2)),
+    "\\begin{pmatrix}" + "&".join("xyzuvwabc") * 1 + "\\\\" + "\\end{pmatrix}^{T}",
+    "\\det\\begin{pmatrix}"
+    + "\\\\".join("&".join(f"x_{{{i}{j}}}" for j in range(12)) for i in range(12))
+    + "\\end{pmatrix}",
+    "\\{x : x^{1000}+x+1=0\\}",
+    "\\{x \\mid \\sin(\\sin x) = x^{x}\\}",
+    "\\{2k \\mid k\\in\\mathbb{Z}, 1\\le k\\le 10^9\\}",
+    "10!^{10!^{10!}} \\int_0^1 x dx",
+]
+UNSOLVED_GOLDS = ["x^{1000}+x+1=0", "x^{x^{x}}=5", "(x+1)^{10^9}=0", "|||x-1|-2|-3|=|x^5-\\sqrt{x}|", "9^{9^{x}}=2"]
 EXPLODING = [
     "+".join(f"\\sqrt{{{p}}}" for p in range(2, 300)),
     "\\frac{1}{" + "+".join(f"\\sqrt{{{p}}}" for p in range(2, 60)) + "}",
@@ -412,6 +447,7 @@ def hostile_cases() -> list[Hostile]:
         *BIG_POWERS,
         *BIG_FACTORIALS,
         *UNENDING,
+        *FOR_SYMPY,
         *EXPLODING,
         *NESTED,
         *HUGE,
@@ -428,4 +464,5 @@ def hostile_cases() -> list[Hostile]:
     golds_bad = [Hostile(boxed("42"), gold) for gold in MALFORMED_GOLDS]
     both_bad = [Hostile(boxed(box), gold) for box, gold in zip(BIG_POWERS, BIG_FACTORIALS, strict=False)]
     evading = [Hostile(response, "42") for response in EVADING_RESPONSES]
-    return [*plain, *near, *itself, *golds_bad, *both_bad, *evading]
+    unsolved = [Hostile(boxed("x=2"), gold) for gold in UNSOLVED_GOLDS]
+    return [*plain, *near, *itself, *golds_bad, *both_bad, *evading, *unsolved]

@@ -233,6 +233,26 @@ def test_workers_do_not_import_jax_numpy_or_sympy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_sympy_is_imported_only_where_values_do_not_decide():
+    code = (
+        "import sys; from polaris_jax.mathematics import judge\n"
+        "judge('0.5', ['\\\\frac12']); judge('x=2', ['x=3']); judge('(1,2)', ['\\\\{1,2\\\\}'])\n"
+        "print('sympy' in sys.modules, judge('\\\\int_0^1 x^2 dx', ['\\\\frac13']), 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.stdout.split() == ["False", "equal", "True"], done.stderr
+
+
+def test_a_worker_that_sympy_kept_too_long_stays_in_service():
+    with VerifierPool(1, timeout_s=4.0) as pool:
+        assert pool.submit("</think>\\boxed{\\int_0^1 x^2 dx}", "1/3").result().reason in (
+            Reason.EQUAL,
+            Reason.TIMED_OUT,
+        )
+        assert not pool.submit("</think>\\boxed{\\int_0^1 (x+1)^{10^9} dx}", "5").result().correct
+        assert pool.submit("</think>\\boxed{\\sum_{k=1}^{\\infty} 1/2^k}", "1").result().correct
+
+
 def test_workers_die_with_their_parent():
     code = (
         "from polaris_jax.rewards import VerifierPool; import time\n"

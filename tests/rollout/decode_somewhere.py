@@ -15,6 +15,7 @@ if len(sys.argv) > 3:
     jax.distributed.initialize(f"localhost:{sys.argv[5]}", int(sys.argv[4]), int(sys.argv[3]))
 
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.rollout.codec import rollouts_of_others
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
 from tests.rollout.conftest import MODEL, random_prompts, rollout_config
@@ -29,7 +30,8 @@ params = sharded_params(MODEL, mesh, 0)
 params = jax.jit(lambda p: p | {"embedding": p["embedding"] * 15})(params)
 engine = RolloutEngine(MODEL, mesh, rollout_config(slots=3, weights=sys.argv[2]))
 sampling = Sampling(max_response_tokens=24, stop_ids=(3,))
-rollouts = list(engine.generate(params, random_prompts(8), 2, sampling, 1))
+rollouts = list(engine.generate(params, random_prompts(8), 2, sampling, 1))  # of this process
+rollouts += rollouts_of_others(rollouts)
 assert len(rollouts) == 16, len(rollouts)
 found = sorted((r.problem_id, r.sample, r.finish_reason, r.tokens.tolist()) for r in rollouts)
 print("digest", hashlib.sha256(repr(found).encode()).hexdigest())

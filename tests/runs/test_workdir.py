@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -97,6 +97,31 @@ def test_what_does_not_change_the_run_may_differ_and_is_told(tiny_config, tmp_pa
     check_config(tiny_config(**{key: values[type(known[key])] for key in FREE}), tmp_path)
     assert len(caplog.messages) == len(FREE)
     assert any("resumes with config.training.keep: 2 -> 7" in text for text in caplog.messages)
+
+
+STAGES = ({"name": "a", "steps": 2}, {"name": "b", "steps": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "goes_on"),
+    [
+        ("training.steps", 4, 6, True),
+        ("training.steps", 4, 3, False),
+        ("sft.steps", 4, 6, True),
+        ("stages", STAGES, (STAGES[0], {"name": "b", "steps": 5}), True),
+        ("stages", STAGES, (*STAGES, {"name": "c", "steps": 1}), True),
+        ("stages", STAGES, ({"name": "a", "steps": 3}, STAGES[1]), False),
+        ("stages", STAGES, (STAGES[0], {"name": "b", "steps": 5, "temperature": 0.5}), False),
+        ("stages", STAGES, STAGES[:1], False),
+        ("stages", (), STAGES, False),
+    ],
+)
+def test_a_run_may_be_given_more_steps_and_stages_but_no_other_ones(tiny_config, tmp_path, key, old, new, goes_on):
+    write_config(tiny_config(**{key: old}), tmp_path)
+    with nullcontext() if goes_on else pytest.raises(UserError, match=f"another config: config.{key}: "):
+        check_config(tiny_config(**{key: new}), tmp_path)
+    with pytest.raises(UserError, match=f"another config: config.{key}: "):
+        check_config(tiny_config(**{key: new}), tmp_path, longer=False)
 
 
 def test_a_config_of_before_a_key_was_added_has_its_default(tiny_config, tmp_path):

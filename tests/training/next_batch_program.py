@@ -16,7 +16,7 @@ import numpy as np
 from conftest import EvenLengthPool, smaller_config
 
 from polaris_jax.runs import start
-from polaris_jax.runs.start import enable_compilation_cache
+from polaris_jax.runs.compilation import enable_compilation_cache
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.training import loop
 from polaris_jax.training.update import make_logprobs

@@ -14,6 +14,7 @@ from absl import flags
 from polaris_jax import cli
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.runs import start
+from polaris_jax.runs.compilation import enable_compilation_cache
 from polaris_jax.training import loop, recipe
 from tests.conftest import EvenLengthPool, smaller_config
 
@@ -45,7 +46,7 @@ def main(_):
     for module in (difficulty, job, loop):
         module.verifier_pool = lambda config: pool
     start.ARITHMETIC_PROBLEMS = 64
-    start.enable_compilation_cache(Path(WORKDIR.value).with_name("compiled"))
+    enable_compilation_cache(Path(WORKDIR.value).with_name("compiled"))
     recipe.run(smaller_config(**SETTINGS, **{"model.preset": PRESET.value}), WORKDIR.value)
     print(json.dumps({"judged": pool.judged}))
 

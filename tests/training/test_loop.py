@@ -223,6 +223,16 @@ def test_a_finished_run_is_left_as_it_is(run, tmp_path):
     assert_same(before, params_of(tmp_path / "run"))
 
 
+def test_a_finished_run_says_so_and_goes_on_when_it_is_given_more_steps(run, capsys):
+    run("run", **{"training.steps": 2})
+    capsys.readouterr()
+    run("run", **{"training.steps": 2})
+    assert "finished, all 2 steps were done before" in capsys.readouterr().out
+    longer, unbroken = run("run", **{"training.steps": 3}), run("unbroken", **{"training.steps": 3})
+    assert without_times(longer.rows) == without_times(unbroken.rows)
+    assert_same(params_of(longer.workdir), params_of(unbroken.workdir))
+
+
 def test_stages_follow_one_another_and_resume_within(run, tmp_path):
     stages = (
         {"name": "short", "steps": 2, "max_response_tokens": 8},
