@@ -124,8 +124,9 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
     def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, trained: int | None = None):
         with mesh, nn.logical_axis_rules(RULES):
             hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
-        chosen = dict(mask_BT=rows.mask, trained=trained, mesh=mesh)
-        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **chosen)
+        chosen = None if trained is None else (rows.mask, trained)
+        settings = dict(trained=chosen, known=model.known_tokens, mesh=mesh)
+        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **settings)
 
     return logprobs
 

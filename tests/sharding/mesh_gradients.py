@@ -21,7 +21,7 @@ from polaris_jax.sharding.rows import row_groups
 from polaris_jax.training.state import init_state
 from polaris_jax.training.update import make_update
 
-MODEL = ModelConfig(64, 32, 48, 2, 8, 4, 8, rope_theta=100.0, dtype="float32")
+MODEL = ModelConfig(64, 32, 48, 2, 8, 4, 8, rope_theta=100.0, dtype="float32", known_tokens=60)
 MESHES = (
     dict(data=2), dict(fsdp=2), dict(tensor=2), dict(context=2),
     dict(data=2, fsdp=2), dict(tensor=2, context=2), dict(fsdp=2, context=2), dict(fsdp=4),
@@ -40,7 +40,7 @@ def sequences():
         mask = np.ones(n, np.float32)
         mask[: n // 3] = 0
         logprobs = (-4 + rng.normal(0, 0.1, n)).astype(np.float32)
-        made.append(Sequence(rng.integers(0, 64, n).astype(np.int32), mask, float(rng.normal()), logprobs, i == 3))
+        made.append(Sequence(rng.integers(0, 60, n).astype(np.int32), mask, float(rng.normal()), logprobs, i == 3))
     return made
 
 
