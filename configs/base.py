@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
 
     c.updates = ConfigDict()
     c.updates.row_lengths = (1024, 4096)  # packed rows have one of these lengths
-    c.updates.rows = 8  # longest rows in one forward and backward pass; best a multiple of mesh.data x mesh.fsdp
+    c.updates.rows = 0  # longest rows in a pass, rounded up to a multiple of mesh.data x mesh.fsdp; 0: as many as that
     c.updates.minibatches = 1  # optimizer updates per batch of rollouts
     c.updates.epochs = 1
     c.updates.max_skipped = 10  # updates that were not finite, in a row, before the run stops

@@ -86,7 +86,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "algorithm.rescue_buffer": _AT_LEAST_ONE,
     "algorithm.min_mixed": ("a share below 1", lambda value: 0 <= value < 1),
     "updates.row_lengths": _tuple_of("one or more lengths of at least 1", int, lambda v: v and min(v) >= 1),
-    **{f"updates.{key}": _AT_LEAST_ONE for key in ("rows", "minibatches", "epochs", "max_skipped")},
+    **{f"updates.{key}": _AT_LEAST_ONE for key in ("minibatches", "epochs", "max_skipped")},
     "optimizer.name": _one_of(OPTIMIZERS),
     "optimizer.schedule": _one_of(SCHEDULES),
     "optimizer.schedule_span": _one_of(("run", "stage")),

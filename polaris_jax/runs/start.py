@@ -50,7 +50,8 @@ def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBas
         raise UserError(f"config.model.preset: expected one of {known}, or set config.model.path; found {c.preset!r}")
     model, params = hf.load(c.path, mesh=mesh) if c.path else (PRESETS[c.preset], None)
     hf.check_tokenizer(tokenizer, c.tokenizer or c.path, vocab_size=model.vocab_size)
-    model = model.replace(dtype=c.dtype, remat=c.remat)
+    known = 1 + hf.largest_id(tokenizer)
+    model = model.replace(dtype=c.dtype, remat=c.remat, known_tokens=known if known < model.vocab_size else 0)
     return model, sharded_params(model, mesh, config.seed) if params is None else params
 
 
