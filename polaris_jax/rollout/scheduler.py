@@ -4,18 +4,23 @@ A sequence whose response has n tokens keeps prompt + n - 1 tokens in the cache:
 token of the prompt) is what the next decoding step reads. So a group's shared prefix is its prompt without the last
 token, prefilled once; its full pages are shared and its last, partial page is copied for each sample but one.
 
-Sequences are ordered as submitted. The oldest unfinished one is never preempted and alone always fits (checked when
-submitted), so each round makes progress and nothing starves.
+Sequences are ordered as submitted. The oldest unfinished one always runs, and alone it always fits (checked when
+submitted), so each round makes progress and nothing starves. The others are admitted in their order, each when the pool
+holds what all that run are expected to need until they end (`lengths.py`). Where they get longer than expected, the one
+with the fewest tokens to prefill again is preempted.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from polaris_jax.rollout.kv_pages import PagePool, pages_for
+from polaris_jax.rollout.lengths import Lengths, most_pages
 
 
 @dataclass(eq=False)
@@ -76,6 +81,8 @@ class Scheduler:
         self._preempted: list[Scheduled] = []  # heap; all of them are older than every new one
         self._new: deque[Scheduled] = deque()
         self._holders: dict[PromptGroup, None] = {}  # groups that own their prefix's pages, oldest first
+        self._ended: list[int] = []  # lengths of responses that ended by themselves
+        self._cut_off: list[int] = []  # and of those that their limit ended
         self._orders = 0
         self._rounds = 0
 
@@ -105,10 +112,13 @@ class Scheduler:
         return sequences
 
     def next_round(self) -> Round:
-        """Grows the running sequences, preempting the youngest when pages run out, and admits waiting ones."""
+        """Places the oldest sequence, grows the running ones, preempting where pages run out, and admits others."""
         self._rounds += 1
-        preempted = self._grow()
-        prefills, copies = ([], []) if preempted else self._admit()
+        prefills: list[Prefill] = []
+        copies: list[tuple[int, int]] = []
+        preempted = self._admit_oldest(prefills, copies) + self._grow()
+        if not preempted:
+            self._admit(prefills, copies)
         return Round(prefills, copies, list(self.running), preempted)
 
     def advance(self, sequence: Scheduled, tokens: int, *, finished: bool) -> None:
@@ -116,6 +126,7 @@ class Scheduler:
         sequence.produced += tokens
         if not finished:
             return
+        (self._ended if sequence.produced < sequence.limit else self._cut_off).append(sequence.produced)
         self.running.remove(sequence)
         self.pool.release(sequence.pages)
         sequence.pages = []
@@ -139,35 +150,73 @@ class Scheduler:
                 if pages is not None:
                     sequence.pages += pages
                     break
-                self._preempt(self.running[-1])
+                self._preempt()
                 preempted += 1
         return preempted
 
-    def _preempt(self, sequence: Scheduled) -> None:
+    def _preempt(self) -> None:
+        """Takes the pages of the sequence that has the fewest tokens to prefill again; the oldest keeps its own."""
+        sequence = min(self.running[1:], key=lambda s: (s.cached, -s.order))
         self.running.remove(sequence)
         self.pool.release(sequence.pages)
         sequence.pages = []
         heapq.heappush(self._preempted, sequence)
 
-    def _admit(self) -> tuple[list[Prefill], list[tuple[int, int]]]:
-        prefills: list[Prefill] = []
-        copies: list[tuple[int, int]] = []
+    def _admit_oldest(self, prefills: list[Prefill], copies: list[tuple[int, int]]) -> int:
+        """Places the oldest sequence where it waits, whomever that preempts; returns how many."""
+        preempted = 0
+        if self.waiting and not (self.running and self.running[0] < self._next_waiting()):
+            sequence = self._next_waiting()
+            self._take_waiting(sequence)
+            while not self._place(sequence, prefills, copies):
+                self._preempt()
+                preempted += 1
+        return preempted
+
+    def _admit(self, prefills: list[Prefill], copies: list[tuple[int, int]]) -> None:
+        """Admits waiting sequences in their order, while the pool holds what all are expected to need, or may need."""
+        if not self.waiting or len(self.running) == self.slots:
+            return
+        unfinished = (s.produced for s in (*self.running, *self._preempted))
+        lengths = Lengths(self._ended, [*self._cut_off, *unfinished])
+        demands = sorted(self._demand(s, lengths) for s in self.running)
+        shared = {page for s in self.running for page in s.pages[: self._full(s.group)]}
+        whole = sum(self._pages_at_most(s.group.prompt, s.limit) for s in self.running)
         while self.waiting and len(self.running) < self.slots:
-            queue = self._preempted or self._new
-            sequence = queue[0]
-            admitted = self._place(sequence, prefills, copies)
-            if not admitted:
+            sequence = self._next_waiting()
+            full = self._full(sequence.group)
+            insort(demands, self._demand(sequence, lengths))
+            prefixes = len(shared.union(sequence.group.pages[:full])) + (0 if sequence.group.pages else full)
+            whole += self._pages_at_most(sequence.group.prompt, sequence.limit)
+            if min(prefixes + most_pages(demands, self.page_size), whole) > self.pool.size - 1:
                 break
-            heapq.heappop(self._preempted) if queue is self._preempted else self._new.popleft()
-            self.running.append(sequence)
-        self.running.sort()
-        return prefills, copies
+            if not self._place(sequence, prefills, copies):
+                break
+            self._take_waiting(sequence)
+            shared.update(sequence.pages[:full])
+
+    def _next_waiting(self) -> Scheduled:
+        return (self._preempted or self._new)[0]
+
+    def _take_waiting(self, sequence: Scheduled) -> None:
+        """The next waiting sequence runs from now on."""
+        heapq.heappop(self._preempted) if self._preempted else self._new.popleft()
+        insort(self.running, sequence)
+
+    def _demand(self, sequence: Scheduled, lengths: Lengths) -> tuple[int, int]:
+        """For `most_pages`: the tokens that it gains, in whole rounds, and those behind its prefix's full pages."""
+        rounds = math.ceil(lengths.left(sequence.produced, sequence.limit) / self.growth)
+        left = min(rounds * self.growth, sequence.limit - sequence.produced)
+        return -left, sequence.cached - self._full(sequence.group) * self.page_size
+
+    def _full(self, group: PromptGroup) -> int:
+        """Pages of a group's prefix that are full, so that nobody writes to them."""
+        return (group.prompt - 1) // self.page_size
 
     def _place(self, sequence: Scheduled, prefills: list[Prefill], copies: list[tuple[int, int]]) -> bool:
         """Gives a waiting sequence its pages and notes what has to be computed; False when there are not enough."""
         group, total = sequence.group, self._pages_next(sequence)
-        prefix = group.prompt - 1  # tokens
-        full = prefix // self.page_size  # pages of the prefix that nobody writes to
+        prefix, full = group.prompt - 1, self._full(group)
         if sequence.produced or not self.share:
             shared = list(group.pages[:full])
             self.pool.share(shared)
