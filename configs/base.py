@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
 
     c.updates = ConfigDict()
     c.updates.row_lengths = (1024, 4096)  # packed rows have one of these lengths
-    c.updates.rows = 8  # longest rows in one forward and backward pass; best a multiple of mesh.data x mesh.fsdp
+    c.updates.rows = 0  # longest rows in a pass, rounded up to a multiple of mesh.data x mesh.fsdp; 0: as many as that
     c.updates.minibatches = 1  # optimizer updates per batch of rollouts
     c.updates.epochs = 1
     c.updates.max_skipped = 10  # updates that were not finite, in a row, before the run stops
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     c.reward.workers = 4
     c.reward.timeout_s = 2.0
     c.reward.memory_gib = 2.0  # of address space a worker
-    c.reward.require_think = True  # only text after the last </think> counts
+    c.reward.require_think = "auto"  # whether only text after </think> counts: yes, no; auto: as the chat template is
 
     c.training = ConfigDict()
     c.training.steps = 100

@@ -22,14 +22,11 @@ flags.mark_flags_as_required(["config", "output"])
 def main(_: list[str]) -> None:
     """Measures, and prints the histogram and where things are."""
     print("loading", flush=True)
-    from polaris_jax import supervision
     from polaris_jax.data.card import histogram
     from polaris_jax.evaluation import difficulty
-    from polaris_jax.training.recipe import in_tenths
 
     console, config = Console(), CONFIG.value
-    with supervision.showing(in_tenths(console.print)):
-        found = difficulty.run(config, OUTPUT.value)
+    found = difficulty.run(config, OUTPUT.value)
     samples = config.difficulty.samples
     for name, problems in found._asdict().items():
         counts = histogram([problem.accuracy for problem in problems], samples)

@@ -10,14 +10,11 @@ A model is a Hugging Face directory or hub name, a training run, or what import_
 stopped resumes when it is started again with the same output.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from configs import base
 from polaris_jax import cli
@@ -59,31 +56,12 @@ def main(_: list[str]) -> None:
         title = RESPONSES.value
     else:
         config = configs.override(CONFIG.value, overrides())
-        with bar(console):
-            result = job.run(config, output)
+        result = job.run(config, output)
         title = config.model.path or config.model.preset
     console.print(report.table(result.scores, title))
+    for line in report.explained(result.scores):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"scores.json and responses.parquet: {output}", soft_wrap=True)
-
-
-@contextmanager
-def bar(console: Console) -> Iterator[None]:
-    """Within the block a bar shows how many responses are judged."""
-    from polaris_jax import supervision
-
-    bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), console=console)
-    task = bar.add_task("responses", total=None)
-
-    def show(what: str, done: int | None, total: int | None) -> None:
-        if total is not None:
-            bar.start()
-            bar.update(task, description=what, completed=done, total=total)
-
-    try:
-        with supervision.showing(show):
-            yield
-    finally:
-        bar.stop()
 
 
 def overrides() -> dict[str, object]:

@@ -25,7 +25,6 @@ def main(_: list[str]) -> None:
     """Probes, and prints the table, the zones and where things are."""
     print("loading", flush=True)
     from polaris_jax import config as configs
-    from polaris_jax import supervision
     from polaris_jax.evaluation import probe
 
     try:
@@ -34,8 +33,7 @@ def main(_: list[str]) -> None:
         raise UserError(f"--temperatures: {error}") from error
     changes = {"model.path": MODEL.value, "model.tokenizer": ""} if MODEL.value else {}
     config, console = configs.override(CONFIG.value, changes), Console()
-    with console.status("") as status, supervision.showing(lambda *what: status.update(supervision.in_words(*what))):
-        found = probe.run(config, OUTPUT.value, temperatures)
+    found = probe.run(config, OUTPUT.value, temperatures)
     console.print(probe.table(found, config.model.path or config.model.preset))
     for name, (first, last) in found.zones._asdict().items():
         console.print(f"{name:<12} {f'{first:g} to {last:g}' if first < last else 'none'}")

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from polaris_jax.config import override
 from polaris_jax.rewards import Reason, Verdict, VerifierPool
 from polaris_jax.rewards.kept import KeptVerdicts
 from polaris_jax.rollout import RolloutEngine, Sampling
@@ -89,11 +90,28 @@ def make_sampling(section: ConfigDict, stop_ids: Sequence[int]) -> Sampling:
     )
 
 
+def with_think_rule(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> ConfigDict:
+    """The config with `reward.require_think` decided: where it is "auto", "yes" for a chat template that opens thoughts
+    or takes them out of earlier answers, and "no" for the others. Says which."""
+    if config.reward.require_think != "auto":
+        return config
+    template = tokenizer.chat_template
+    thinks = any(tag in str(template) for tag in ("<think>", "</think>"))
+    if multihost.is_writer():
+        what = "only text after </think> counts" if thinks else "all of a response counts"
+        which = "has thoughts" if thinks else "has no thoughts"
+        print(f"reward: {what}, since the chat template {which} (config.reward.require_think=yes or no)", flush=True)
+    return override(config, {"reward.require_think": "yes" if thinks else "no"})
+
+
 def verifier_pool(config: ConfigDict) -> VerifierPool:
-    """The workers that check answers, as `config.reward` says."""
+    """The workers that check answers, as `config.reward` says; "auto" is to be decided before (`with_think_rule`)."""
     c = config.reward
     return VerifierPool(
-        workers=c.workers, timeout_s=c.timeout_s, memory_bytes=int(c.memory_gib * 2**30), require_think=c.require_think
+        workers=c.workers,
+        timeout_s=c.timeout_s,
+        memory_bytes=int(c.memory_gib * 2**30),
+        require_think=c.require_think != "no",
     )
 
 

@@ -5,11 +5,12 @@ import os
 import pandas as pd
 import pytest
 
-from polaris_jax import sweep, training
+from polaris_jax import sweep
 from polaris_jax.data.arithmetic import problems
 from polaris_jax.data.card import write_parquet
 from polaris_jax.data.problems import SUFFIX
 from polaris_jax.errors import UserError
+from polaris_jax.training import loop
 from polaris_jax.training.metrics import History
 
 
@@ -24,7 +25,7 @@ def trained(monkeypatch):
         reward = config.algorithm.clip[1] + config.seed
         return History(tuple({"step": step, "reward": reward * step} for step in (1, 2)), workdir)
 
-    monkeypatch.setattr(training, "run", run)
+    monkeypatch.setattr(loop, "run", run)
     return configs
 
 

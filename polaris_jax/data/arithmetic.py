@@ -150,6 +150,7 @@ def conversations(
 
 
 CHAT_TEMPLATE = (
+    "{#- The assistant's answers begin with <think>...</think>. -#}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
@@ -18,12 +19,14 @@ from polaris_jax.data.difficulty import in_bands, with_accuracies
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.job import response_settings
+from polaris_jax.evaluation.report import NO_THINK
 from polaris_jax.files import Journal, staged
 from polaris_jax.hf import stop_ids
+from polaris_jax.rewards import Reason
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.runs.start import load_model, load_tokenizer, load_train_problems
 from polaris_jax.runs.workdir import hold
-from polaris_jax.sampler import Sampler, make_sampling, sample, verifier_pool
+from polaris_jax.sampler import Sampler, make_sampling, sample, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import gather, is_writer
 from polaris_jax.supervision import heartbeat
@@ -32,9 +35,10 @@ from polaris_jax.types import Problem, Prompt
 
 @dataclass(frozen=True)
 class PassRate:
-    """One measured problem. right: rollouts that solved it, of `samples`. tokens: of all of them together."""
+    """One measured problem. right: rollouts that gave one of its `answers`, of `samples`. tokens: of all together."""
 
     problem_id: str
+    answers: list[str]
     right: int
     samples: int
     tokens: int
@@ -59,6 +63,7 @@ def run(config: ConfigDict, output: str | Path) -> Difficulty:
     configs.check(config)
     _, stage = configs.stages(config)[0]
     tokenizer = load_tokenizer(config)
+    stage = with_think_rule(stage, tokenizer)
     problems = load_train_problems(stage)[: config.difficulty.problems or None]
     prompts = make_prompts(problems, tokenizer, stage.data.max_prompt_tokens)
     if not prompts:
@@ -69,9 +74,10 @@ def run(config: ConfigDict, output: str | Path) -> Difficulty:
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
     with (
         hold(output) as held,
+        supervision.display("difficulty"),
         supervision.supervised(config, output) as states,
         Journal(path, settings, PassRate) as journal,
-        verifier_pool(config) as pool,
+        verifier_pool(stage) as pool,
     ):
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
@@ -97,23 +103,28 @@ def pass_rates(
 ) -> dict[str, PassRate]:  # fmt: skip
     """The pass rate of each problem by its id; the journal takes each as soon as it is known, and gives what it holds.
 
-    Responses are not kept, so that memory does not grow with the problems. Of several processes each measures its
+    Responses are not kept, so that memory does not grow with the problems; one whose answers have changed since is
+    measured again. Of several processes each measures its
     share; all return all.
     """
-    wanted = {prompt.problem.id for prompt in prompts}
-    rates = {rate.problem_id: rate for rate in journal.records if rate.problem_id in wanted}
+    wanted = {prompt.problem.id: list(prompt.problem.answers) for prompt in prompts}
+    rates = {rate.problem_id: rate for rate in journal.records if wanted.get(rate.problem_id) == rate.answers}
     resumed = set(rates)
     judged: dict[str, list[tuple[bool, int]]] = defaultdict(list)  # of problems not yet complete: right, tokens
     heartbeat("problems measured", len(rates), len(wanted))
+    reasons = set()
     unmeasured = [prompt for prompt in prompts if prompt.problem.id not in resumed]
     for scored in sample(sampler, params, unmeasured, samples, sampling, seed, gather=False):
         name = scored.problem.id
+        reasons.add(scored.verdict.reason)
         judged[name].append((scored.verdict.correct, len(scored.rollout.tokens)))
         if len(judged[name]) == samples:
             right, tokens = map(sum, zip(*judged.pop(name), strict=True))
-            rates[name] = PassRate(name, right, samples, tokens)
+            rates[name] = PassRate(name, wanted[name], right, samples, tokens)
             journal.write(rates[name])
             heartbeat("problems measured", len(rates), len(wanted))
+    if reasons == {Reason.NO_THINK_END}:
+        logging.warning(NO_THINK)
     for rate in chain.from_iterable(gather([asdict(rate) for name, rate in rates.items() if name not in resumed])):
         rates[rate["problem_id"]] = PassRate(**rate)
     return rates

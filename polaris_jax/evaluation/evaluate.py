@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -44,12 +44,14 @@ def evaluate(
     """Samples `samples` responses to each prompt and scores them; each is judged while others are still sampled.
 
     prompts: of problems of one or several benchmarks, named by their `source`. journal: takes each record as it comes;
-    problems it holds in full are not sampled again. A sample's randomness has an address, so the result is that of an
-    unbroken run. Of several processes each samples, judges and journals its share; the result is that of all.
+    problems it holds in full are not sampled again, only judged. A sample's randomness has an address, so the result is
+    that of an unbroken run. Of several processes each samples, judges and journals its share; the result is that of
+    all.
     """
     wanted = {(p.problem.source, p.problem.id, sample) for p in prompts for sample in range(samples)}
-    records = {_address(record): record for record in (journal.records if journal else ())}
-    records = {address: record for address, record in records.items() if address in wanted}
+    kept = [record for record in (journal.records if journal else ()) if _address(record) in wanted]
+    problems = [prompt.problem for prompt in prompts]
+    records = {_address(record): record for record in judge_again(kept, problems, sampler.verifier)}
     resumed = set(records)
     missing = {problem_id for _, problem_id, _ in wanted - resumed}
     heartbeat("responses judged", len(records), len(wanted))
@@ -77,8 +79,18 @@ def evaluate(
     new = [asdict(record) for address, record in records.items() if address not in resumed]
     for record in chain.from_iterable(multihost.gather(new)):
         records[_address(Record(**record))] = Record(**record)
-    problems, kept = [prompt.problem for prompt in prompts], [records[address] for address in sorted(records)]
-    return Evaluation(problems, kept, summarize(problems, kept, sampler.verifier))
+    ordered = [records[address] for address in sorted(records)]
+    return Evaluation(problems, ordered, summarize(problems, ordered, sampler.verifier))
+
+
+def judge_again(records: Sequence[Record], problems: Sequence[Problem], verifier: VerifierPool) -> list[Record]:
+    """The records with the verdicts of today: answers, rules and the verifier may have changed since they were kept."""
+    answers = {(problem.source, problem.id): problem.answers for problem in problems}
+    verdicts = [verifier.submit(r.response, answers[r.benchmark, r.problem_id]) for r in records]
+    return [
+        replace(record, correct=verdict.result().correct, reason=str(verdict.result().reason))
+        for record, verdict in zip(records, verdicts, strict=True)
+    ]
 
 
 def judge(given: Sequence[Responses], verifier: VerifierPool) -> Evaluation:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
@@ -19,11 +20,13 @@ from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import Evaluation, evaluate, judge
 from polaris_jax.evaluation.records import Record, read_responses, write_parquet
+from polaris_jax.evaluation.report import warnings
 from polaris_jax.files import Journal, write_whole
+from polaris_jax.rewards.answers import THINK_END
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.runs.workdir import hold
-from polaris_jax.sampler import Sampler, make_sampling, verifier_pool
+from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.types import Problem
@@ -44,9 +47,11 @@ def run(config: ConfigDict, output: str | Path) -> Evaluation:
     configs.check(config)
     problems = problems_by_samples(config)
     tokenizer = load_tokenizer(config)
+    config = with_think_rule(config, tokenizer)
     path, settings = Path(output) / "responses.jsonl", response_settings(config)
     with (
         hold(output) as held,
+        supervision.display("evaluation"),
         supervision.supervised(config, output) as states,
         Journal(path, settings, Record) as journal,
         verifier_pool(config) as verifier,
@@ -56,6 +61,7 @@ def run(config: ConfigDict, output: str | Path) -> Evaluation:
         engine = RolloutEngine(model, mesh, engine_config(config))
         states |= {"verifier": verifier.state, "engine": engine.state}
         result = evaluate_all(Sampler(engine, tokenizer, verifier), params, problems, config, journal)
+        settings |= {"require_think": config.reward.require_think}
         save(held, result, config.model.path or config.model.preset, settings)
     return result
 
@@ -86,18 +92,25 @@ def evaluate_all(
     for samples, problems in by_samples.items():
         prompts = make_prompts(problems, sampler.tokenizer)
         results.append(evaluate(sampler, params, prompts, samples, sampling, config.seed, journal=journal))
-    return _joined(results)
+    result = _joined(results)
+    warn(result, config)
+    return result
 
 
 def judge_file(path: str | Path, config: ConfigDict, output: str | Path) -> tuple[Evaluation, list[str]]:
     """Scores the responses in a parquet or jsonl file (`records.read_responses`), answers from the file or, where it
-    has none, from the shipped benchmarks. Writes into `output` as `run` does; also returns the rows left out."""
+    has none, from the shipped benchmarks. Where `config.reward.require_think` is "auto", only text after </think>
+    counts if any response has one. Writes into `output` as `run` does; also returns the rows left out."""
     known = load_benchmarks(BENCHMARKS, suffix=config.data.suffix)
     skipped: list[str] = []
     given = read_responses(path, known, suffix=config.data.suffix, skipped=skipped)
+    if config.reward.require_think == "auto":
+        thinks = any(THINK_END in response for row in given for response in row.responses)
+        config = configs.override(config, {"reward.require_think": "yes" if thinks else "no"})
     with hold(output) as held, verifier_pool(config) as verifier:
         result = judge(given, verifier)
-        save(held, result, str(path), {})
+        save(held, result, str(path), {"require_think": config.reward.require_think})
+    warn(result, config)
     return result, skipped
 
 
@@ -150,6 +163,13 @@ def save(output: str | Path, result: Evaluation, model: str, settings: dict[str,
     write_whole(output / "scores.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
+def warn(result: Evaluation, config: ConfigDict) -> None:
+    """Logs what makes scores low for another reason than wrong answers (`report.warnings`)."""
+    if is_writer():
+        for text in warnings(result.scores, config.evaluation.max_response_tokens):
+            logging.warning(text)
+
+
 def _joined(results: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(
         [problem for result in results for problem in result.problems],
@@ -159,11 +179,12 @@ def _joined(results: Sequence[Evaluation]) -> Evaluation:
 
 
 def response_settings(config: ConfigDict) -> dict[str, Any]:
-    """All that a response depends on, but for its problem and its number."""
+    """All that a response's text depends on, but for its problem and its number. Verdicts are given anew each time."""
     c, checkpoints = config.evaluation, Path(config.model.path) / "checkpoints"
     steps = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []
     return {
         "model": config.model.path or config.model.preset,
+        "tokenizer": config.model.tokenizer or config.model.path,
         "checkpoint": max(steps, default=None),
         "dtype": config.model.dtype,
         "seed": config.seed,

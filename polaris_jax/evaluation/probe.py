@@ -26,7 +26,7 @@ from polaris_jax.rl.temperature import Zones, diversity, find_zones
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.runs.workdir import hold
-from polaris_jax.sampler import Sampler, verifier_pool
+from polaris_jax.sampler import Sampler, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import is_writer
 
@@ -53,10 +53,11 @@ def run(
     """
     if not temperatures:
         raise UserError("temperatures: empty; name at least one")
-    at = {t: configs.override(config, {"evaluation.temperature": t}) for t in sorted(set(temperatures))}
     problems, tokenizer = job.problems_by_samples(config), load_tokenizer(config)
+    config = with_think_rule(config, tokenizer)
+    at = {t: configs.override(config, {"evaluation.temperature": t}) for t in sorted(set(temperatures))}
     rows = []
-    with hold(output) as held, verifier_pool(config) as verifier:
+    with hold(output) as held, supervision.display("probe"), verifier_pool(config) as verifier:
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, job.engine_config(config))
@@ -66,6 +67,7 @@ def run(
             with Journal(directory / "responses.jsonl", settings, Record) as journal:
                 supervision.heartbeat(f"temperature {temperature:g}")
                 found = job.evaluate_all(sampler, params, problems, c, journal)
+            settings |= {"require_think": c.reward.require_think}
             job.save(directory, found, c.model.path or c.model.preset, settings)
             rows.append({"temperature": temperature, **measures(found)})
         frame = pd.DataFrame(rows)

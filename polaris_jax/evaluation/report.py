@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ from rich.table import Table
 
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.scores import estimate
+from polaris_jax.rewards.verdict import Reason
 
+NO_THINK = (
+    "no response has </think>, so that all count as wrong; where the model does not think, set "
+    "--config.reward.require_think=no"
+)
 Scores = Mapping[str, Mapping[str, Any]]
 
 _COLUMNS = ["run", "benchmark", "problems", "samples", "mean", "low", "high", "pass@k", "maj@k", "length", "no_box"]
@@ -26,14 +31,14 @@ _COLUMNS += ["cut_off", "gain", "gain_low", "gain_high"]
 def table(scores: Scores, title: str = "") -> Table:
     """One row a benchmark with n problems and k responses to each; accuracies and shares in percent."""
     result = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    result.add_column("benchmark", no_wrap=True)
+    result.add_column("benchmark", overflow="fold")  # the one that gives way in 80 columns
     for name in ("n", "k", "avg@k", "95%", "pass@k", "maj@k", "tokens", "no box", "cut off"):
-        result.add_column(name, justify="right")
+        result.add_column(name, justify="right", no_wrap=True)
     for benchmark, found in scores.items():
         k = found["samples"]
         average = found[f"avg@{k}"]
         result.add_row(
-            escape(benchmark),
+            escape(benchmark.rpartition("/")[2] or benchmark),
             str(found["problems"]),
             str(k),
             _percent(average["mean"]),
@@ -45,6 +50,27 @@ def table(scores: Scores, title: str = "") -> Table:
             _percent(found["cut_off"]),
         )
     return result
+
+
+def warnings(scores: Scores, max_response_tokens: int) -> Iterator[str]:
+    """A line for each benchmark where no response ends its thoughts, or more than half were cut off at the limit."""
+    for benchmark, found in scores.items():
+        if found["reasons"].get(Reason.NO_THINK_END) == 1:
+            yield f"{benchmark}: {NO_THINK}"
+        if (found["cut_off"] or 0) > 0.5:
+            yield (
+                f"{benchmark}: {found['cut_off']:.0%} of the responses were cut off at "
+                f"config.evaluation.max_response_tokens={max_response_tokens}; a higher limit lets them end"
+            )
+
+
+def explained(scores: Scores) -> Iterator[str]:
+    """For each benchmark with responses that gave no answer: how many never ended their thoughts, or had no box."""
+    for benchmark, found in scores.items():
+        if found["no_box"]:
+            shares = {"no </think>": Reason.NO_THINK_END, "no box after the thoughts": Reason.NO_BOX}
+            parts = [f"{found['reasons'].get(reason, 0):.1%} {words}" for words, reason in shares.items()]
+            yield f"{benchmark}: {', '.join(parts)}"
 
 
 def load_runs(directories: Sequence[str | Path]) -> dict[str, Scores]:

@@ -4,7 +4,7 @@ from polaris_jax.hf.config import config_from_hf, config_from_json, config_to_hf
 from polaris_jax.hf.convert import export_model, import_model
 from polaris_jax.hf.export import save, with_yarn
 from polaris_jax.hf.import_ import load
-from polaris_jax.hf.tokenizer import check_tokenizer, load_tokenizer, prompt_tokens, stop_ids
+from polaris_jax.hf.tokenizer import check_tokenizer, largest_id, load_tokenizer, prompt_tokens, stop_ids
 
 __all__ = [
     "check_tokenizer",
@@ -14,6 +14,7 @@ __all__ = [
     "config_to_json",
     "export_model",
     "import_model",
+    "largest_id",
     "load",
     "load_tokenizer",
     "prompt_tokens",

@@ -49,9 +49,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str | Path, *, vo
         prompt_tokens(tokenizer, "?")
     except Exception as error:  # templates raise what they like
         raise UserError(f"{where}: the chat template cannot be used: {error}") from error
-    largest = max([*tokenizer.get_vocab().values(), *stop_ids(tokenizer)])
+    largest = largest_id(tokenizer)
     if vocab_size is not None and largest >= vocab_size:
         raise UserError(f"{where}: token ids go up to {largest}, but the model's embedding has {vocab_size} rows")
+
+
+def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id of a token."""
+    return max([*tokenizer.get_vocab().values(), *stop_ids(tokenizer)])
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, question: str | Sequence[dict[str, str]]) -> np.ndarray:

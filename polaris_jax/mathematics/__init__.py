@@ -1,5 +1,5 @@
 """Reading and comparing mathematical answers; `judge(box, answers)` is the one way in."""
 
-from polaris_jax.mathematics.equivalence import Comparison, judge
+from polaris_jax.mathematics.equivalence import Comparison, importing_sympy, judge
 
-__all__ = ["Comparison", "judge"]
+__all__ = ["Comparison", "importing_sympy", "judge"]

@@ -97,6 +97,8 @@ def _same_assignments(gold: n.Node, box: n.Node) -> bool:
     plain = box if boxes is None else gold
     if not isinstance(plain, n.Seq) or plain.left not in ("(", "") or (golds is None and not plain.left):
         return False
+    if any(isinstance(item, n.Relation) for item in plain.items):
+        return False  # other names
     first = list(golds.values()) if golds is not None else plain.items
     second = list(boxes.values()) if boxes is not None else plain.items
     return _pairwise(first, second)

@@ -1,9 +1,11 @@
 """The verdict on one boxed answer: text first, then what the text means."""
 
-import functools
 import importlib
 import re
-import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from enum import StrEnum
 from itertools import product
 from types import ModuleType
@@ -28,6 +30,11 @@ class Comparison(StrEnum):
     UNPARSABLE = "unparsable"  # the answer, or every ground truth, cannot be read
 
 
+importing_sympy: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar(
+    "importing_sympy", default=nullcontext
+)
+"""Makes the context in which sympy is imported, the first time that values do not decide."""
+_SYMBOLIC = "polaris_jax.mathematics.symbolic"
 _COMMA_GROUP = re.compile(r"[0-9],[1-9][0-9]{2}")
 _SLASH_LETTERS = re.compile(r"/\s*(?:[A-Za-z]|\\[A-Za-z]+ ?)[A-Za-z_\\]")
 _ZERO_GROUP = re.compile(r",0[0-9]")  # 1,000 is no list
@@ -67,7 +74,7 @@ def _judge_one(box: str, gold: str) -> Comparison:
 
 def _same_by_sympy(box: str, gold: str) -> bool:
     """Whether sympy shows what values did not; it is imported only where there is something for it to do."""
-    if not (may_ask_for_sympy(gold) or may_ask_for_sympy(box)):
+    if not may_ask_for_sympy(gold, box):
         return False
     try:
         trees = [_read(with_single_backslashes(text.strip()), Reading(calculus=True)) for text in (gold, box)]
@@ -80,14 +87,12 @@ def _same_by_sympy(box: str, gold: str) -> bool:
         return False
 
 
-@functools.cache
 def _sympy() -> ModuleType:
-    """The module that imports sympy. An alarm that comes meanwhile waits: half an import would spoil the process."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-    try:
-        return importlib.import_module("polaris_jax.mathematics.symbolic")
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    """The module that imports sympy, which a process keeps."""
+    if _SYMBOLIC not in sys.modules:
+        with importing_sympy.get()():
+            importlib.import_module(_SYMBOLIC)
+    return sys.modules[_SYMBOLIC]
 
 
 def _comparison(equal: bool) -> Comparison:

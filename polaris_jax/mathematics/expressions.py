@@ -6,7 +6,13 @@ from polaris_jax.mathematics.primaries import PrimaryReader
 from polaris_jax.mathematics.tokens import MAX_DEPTH, Unreadable
 
 FACTOR_STARTS = frozenset(["num", "sym", "const", "func", "cmd", "open", "accent", "prefix", "begin", "currency"])
+_ENDS = frozenset(["colon", "mid", "sep", "close", "bar", "row"])
 _MARKS = frozenset(["deg", "'", "+", "-", "*"])  # superscripts that are no exponents
+_FUNCTIONS = frozenset("fgh")
+
+
+def _is_minus_one(node: n.Node) -> bool:
+    return isinstance(node, n.Call) and node.name == "neg" and node.args[0] in (n.ONE, n.Num(n.ONE.value, "1"))
 
 
 class ExpressionReader(PrimaryReader):
@@ -168,7 +174,10 @@ class ExpressionReader(PrimaryReader):
         exponent = self.script()
         if exponent == n.Sym("o"):  # a degree sign made by hand
             return self.degree(base)
-        return n.Call("pow", (base, n.Call("neg", (exponent,)) if sign else exponent))
+        exponent = n.Call("neg", (exponent,)) if sign else exponent
+        if isinstance(base, n.Sym) and base.name in _FUNCTIONS and self.token.text == "(" and _is_minus_one(exponent):
+            return n.Sym(f"{base.name}^{{-1}}")
+        return n.Call("pow", (base, exponent))
 
     def degree(self, value: n.Node) -> n.Node:
         """Degrees of an angle, or of a temperature where C or F ends the item."""
@@ -186,7 +195,8 @@ class ExpressionReader(PrimaryReader):
             if not braced:
                 break
         closed = not braced or (at < len(self.tokens) and self.tokens[at].text == "}")
-        if not marks or not closed or (marks in ("+", "-") and not braced and self.tokens[at : at + 1]):
+        ended = at >= len(self.tokens) or self.tokens[at].kind in _ENDS
+        if not marks or not closed or (marks in ("+", "-") and not braced and not ended):
             return ""
         self.at = at + braced
         return marks

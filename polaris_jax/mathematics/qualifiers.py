@@ -10,11 +10,11 @@ from polaris_jax.mathematics.words import plain
 
 MAX_TAIL = 160  # characters of a qualifier
 MAX_NAMES = 3
-_HINT = re.compile(r"\\in(?![a-z])|\bin\b|integer|natural|whole|real")
+_HINTS = ("in", "natural", "whole", "real", "=0,", "= 0")  # ... integers, k \in Z
 _START = re.compile(
     r"(?:[,;]\s*)?(?:\\text|\\mbox|\\textrm|\\mathrm|\\q?quad|\\left|\()|[,;]|\\[,;: ]|\\forall|\b(?:where|with|for)\b"
 )
-_SET = r"(?:\\mathbb\s*|\\Bbb\s*)?([ZNQR])\s*((?:\^|_)?\s*(?:\*|\+|0|\\ast|\\star|>\s*0|\\geq?\s*[01]))?"
+_SET = r"(?:\\mathbb\s*|\\Bbb\s*|\\)?([ZNQR])\s*((?:\^|_)?\s*(?:\*|\+|0|\\ast|\\star|>\s*0|\\geq?\s*[01]))?"
 _WORDS = (
     r"((?:(?:positive|negative|non-?\s?negative|non-?\s?zero|natural|whole|real|rational|even|odd)\s+)?"
     r"(?:integers?|numbers?)|naturals?|reals?)"
@@ -23,7 +23,8 @@ _NAMES = r"([A-Za-z](?:\s*(?:,|and)\s*[A-Za-z])*)"
 _ARTICLES = r"(?:(?:an?|any|all|every|each|some|arbitrary|the|set|of)\s+)*"
 _QUALIFIER = re.compile(
     rf"[\s,;(]*(?:(?:where|with|for|and|here)\s+)?(?:\\forall\s*)?{_ARTICLES}(?:{_WORDS}\s+{_NAMES}|"
-    rf"{_NAMES}\s*(?:\\in|\bin\b|\bis\b|\bare\b|\bbe\b)\s*{_ARTICLES}(?:{_SET}|{_WORDS})|{_NAMES}\s+{_WORDS})[\s).]*"
+    rf"{_NAMES}\s*(?:\\in|\bin\b|\bis\b|\bare\b|\bbe\b)\s*{_ARTICLES}(?:{_SET}|{_WORDS})|{_NAMES}\s+{_WORDS}|"
+    rf"{_NAMES}\s*=\s*0(?:\s*,\s*\\pm\s*[123])+\s*,?\s*(?:\\[lc]?dots)?)[\s).]*"
 )
 _DOMAINS = {
     "integer": "Z",
@@ -45,12 +46,12 @@ _SHIFTS = [(sign, shift) for sign in (1, -1) for shift in (0, 1, -1, 2, -2)]
 
 def split(text: str) -> tuple[str, tuple[str, ...], str] | None:
     r"""An answer's text without what it says about its parameters at its end, their names and their domain; or None."""
-    if not _HINT.search(text, max(0, len(text) - MAX_TAIL)):
+    if not any(hint in text for hint in _HINTS):
         return None
     for start in _START.finditer(text, max(0, len(text) - MAX_TAIL)):
         match = _QUALIFIER.fullmatch(" " + plain(text[start.start() :]))
         if match and text[: start.start()].strip() and (domain := _domain(match)):
-            names = next(filter(None, match.group(2, 3, 7)))
+            names = next(filter(None, match.group(2, 3, 7, 9)))
             letters = tuple(re.findall(r"[A-Za-z]", re.sub(r"\band\b", ",", names)))
             return (text[: start.start()], letters, domain) if len(letters) <= MAX_NAMES else None
     return None
@@ -59,7 +60,7 @@ def split(text: str) -> tuple[str, tuple[str, ...], str] | None:
 def _domain(match: re.Match) -> str:
     words = next(filter(None, match.group(1, 6, 8)), None)
     if words is None:
-        letter, mark = match.group(4), match.group(5)
+        letter, mark = match.group(4) or "Z", match.group(5)  # k = 0, ±1, ±2, ... names none
         if not mark:
             return letter
         return "N0" if letter in "NZ" and "0" in mark and ">" not in mark else _MARKED.get(letter, letter + "*")

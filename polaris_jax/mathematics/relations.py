@@ -7,6 +7,7 @@ from polaris_jax.mathematics.numeric import proportion
 from polaris_jax.mathematics.symbols import GREEK
 
 _REVERSED = {">": "<", ">=": "<="}
+_UNKNOWNS = (n.Sym("x"), n.Sym("y"))  # |x| = 2 is an equation, |AB| = 2 and |z| = 2 give a length
 _OF_ANGLES = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
 _SYMMETRIC = frozenset(["!=", "parallel", "perp", "cong", "<=>"])
 
@@ -22,7 +23,9 @@ def is_variable(node: n.Node) -> bool:
         return not (len(node.name) > 2 and node.name.isalpha() and node.name.isupper())
     if isinstance(node, n.Seq):
         return bool(node.left) and all(isinstance(item, n.Sym) for item in node.items)
-    return isinstance(node, n.Apply) or (isinstance(node, n.Call) and node.name == "abs" and is_asked(node.args[0]))
+    if isinstance(node, n.Call) and node.name == "abs":
+        return node.args[0] not in _UNKNOWNS and is_asked(node.args[0])
+    return isinstance(node, n.Apply)
 
 
 def is_asked(node: n.Node) -> bool:
@@ -31,6 +34,8 @@ def is_asked(node: n.Node) -> bool:
         return True
     if isinstance(node, n.Ratio):
         return all(map(is_asked, node.parts))
+    if isinstance(node, n.SetOp):
+        return is_asked(node.left) and is_asked(node.right)
     if not isinstance(node, n.Call) or n.contains(node, n.Num):
         return False
     return node.name not in ("pow", "neg", "sqrt") and all(is_asked(arg) for arg in node.args)
@@ -40,8 +45,8 @@ def is_named(node: n.Node) -> bool:
     r"""A variable, or what geometry names: AB, m\angle ABC, AB:CD, \frac{S_1}{S_2}, AB+BC, \sin A."""
     if is_variable(node) or isinstance(node, n.Sym):
         return True
-    if isinstance(node, n.Ratio):
-        return all(map(is_asked, node.parts))
+    if isinstance(node, (n.Ratio, n.SetOp)):
+        return is_asked(node)
     if not isinstance(node, n.Call):
         return False
     if node.name == "pow":
@@ -52,7 +57,8 @@ def is_named(node: n.Node) -> bool:
         return all(is_named(part) and getattr(part, "name", "mul") not in ("div", "add") for part in node.args)
     if node.name == "add":
         return all(is_named(part) and not (isinstance(part, n.Sym) and not _is_angle(part)) for part in node.args)
-    return node.name in _OF_ANGLES and _is_angle(node.args[0])
+    angles = [part for part in n.walk(node) if isinstance(part, n.Sym)]
+    return node.name in _OF_ANGLES and bool(angles) and all(map(_is_angle, angles))
 
 
 def _is_segment(node: n.Node) -> bool:
@@ -92,6 +98,8 @@ def member_of(node: n.Node) -> n.Node | None:
 def _is_about(value: n.Node, name: n.Node) -> bool:
     """Whether the value speaks of points or of the name's own parts, so that the equation is the answer."""
     free = n.free_symbols(value)
+    if isinstance(name, n.Ratio) or (isinstance(name, n.Call) and name.name == "div"):
+        return bool(free)  # a proportion
     return bool(free & n.free_symbols(name)) or any(symbol[:1].isupper() for symbol in free)
 
 

@@ -32,7 +32,7 @@ def with_lost_spaces(text: str) -> str:
         text = _SQUARE_METRES.sub(lambda match: f"\\text{{ m^{2 if match.group(1) == '²' else 3}}}", text)
     if "quad" in text:
         text = re.sub(r"\\(q?quad)(or|and)(?=[A-Za-z\\])", r"\\\1 \2 ", text)
-    return _GLUED_WORD.sub(r" \1 ", text)
+    return _GLUED_WORD.sub(r" \1 ", text) if "or" in text or "and" in text else text
 
 
 def known_part(command: str) -> str:

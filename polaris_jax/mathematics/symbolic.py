@@ -19,6 +19,7 @@ MAX_MEMBERS = 400
 _RELATIONS = {"=": sympy.Eq, "!=": sympy.Ne, "<": sympy.Lt, "<=": sympy.Le, ">": sympy.Gt, ">=": sympy.Ge}
 _FIELDS = (sympy.S.Reals, sympy.S.Complexes)
 _DOMAINS = {"R": sympy.S.Reals, "Z": sympy.S.Reals, "N": sympy.Interval(0, sympy.oo)}  # integers are picked last
+_DOMAINS |= dict.fromkeys(["N*", "N+", "N_+", "N_*", "Z+", "Z_+"], sympy.Interval(1, sympy.oo))
 _CONSTANTS_OF_INTEGRATION = frozenset("CcKk")
 
 
@@ -32,6 +33,9 @@ def same_by_sympy(gold: n.Node, box: n.Node) -> bool:
     gold, box = _answered(gold), _answered(box)
     if same_answer(gold, box):
         return True
+    if name := unknown(gold):
+        numbered = [symbol for symbol in n.free_symbols(box) if symbol.startswith(f"{name}_")]
+        box = n.substitute(box, dict.fromkeys(numbered, n.Sym(name)))  # x_1 = 2, x_2 = 3
     return any(same_answer(solutions, box) for solutions in _solutions(gold, box))
 
 
@@ -108,11 +112,7 @@ def _same_antiderivative(gold: n.Node, box: n.Node) -> bool:
 
 def _members(node: n.Builder) -> n.Node:
     """The set that a condition describes, as intervals or as its members."""
-    head, several = node.head, isinstance(node.condition, n.Seq) and not node.condition.left
-    conditions = node.condition.items if several else (node.condition,)
-    alternatives = [(one,) for one in conditions] if several and node.condition.separator == "or" else [conditions]
-    if isinstance(head, n.Relation):
-        alternatives, head = [(head, *together) for together in alternatives], head.sides[0]
+    head, alternatives = _head_and_conditions(node)
     conditions = [one for together in alternatives for one in together]
     names = frozenset.union(*map(n.free_symbols, conditions))
     if len(names) != 1 or not all(isinstance(condition, n.Relation) for condition in conditions):
@@ -126,12 +126,33 @@ def _members(node: n.Builder) -> n.Node:
     return n.Seq(tuple(n.substitute(head, {name: from_sympy(value)}) for value in values), "set", "set")
 
 
+def _head_and_conditions(node: n.Builder) -> tuple[n.Node, list[tuple[n.Node, ...]]]:
+    """What the members look like, and alternatives of conditions that hold together."""
+    conditions = node.condition.items if isinstance(node.condition, n.Seq) else (node.condition,)
+    if isinstance(node.condition, n.Seq) and node.condition.separator == "or":
+        alternatives = [(one,) for one in conditions]
+    else:
+        alternatives = [conditions]
+    if isinstance(node.head, n.Relation):  # {x in R | ...}
+        return node.head.sides[0], [(node.head, *together) for together in alternatives]
+    values = [one.sides[1] for one in conditions if _gives_value(one, node.head)]
+    if len(alternatives) == len(values) == 1 and len(conditions) > 1:  # {y | y = x^2, x in ...}
+        return values[0], [tuple(one for one in conditions if not _gives_value(one, node.head))]
+    return node.head, alternatives
+
+
+def _gives_value(condition: n.Node, head: n.Node) -> bool:
+    if not isinstance(condition, n.Relation) or condition.ops != ("=",) or condition.sides[0] != head:
+        return False
+    return head not in n.walk(condition.sides[1])
+
+
 def _from_conditions(conditions: tuple[n.Node, ...], name: str) -> sympy.Set:
     variable = sympy.Symbol(name, real=True)
     values, integers = sympy.S.Reals, False
     for condition in conditions:
         if condition.ops == ("in",) and condition.sides[0] == n.Sym(name):
-            integers |= condition.sides[1] in (n.Const("Z"), n.Const("N"))
+            integers |= getattr(condition.sides[1], "name", "")[:1] in ("Z", "N")
             values = values.intersect(_domain(condition.sides[1]))
             continue
         sides = [to_sympy(side, {name: variable}) for side in condition.sides]
@@ -148,7 +169,7 @@ def _from_conditions(conditions: tuple[n.Node, ...], name: str) -> sympy.Set:
 def _domain(node: n.Node) -> sympy.Set:
     """A named set, {1, 2, 3} or an interval."""
     match node:
-        case n.Const(name) if name in _DOMAINS:
+        case n.Const(name) | n.Sym(name) if name in _DOMAINS:
             return _DOMAINS[name]
         case n.Seq(items, "set", _):
             return sympy.FiniteSet(*(to_sympy(item, {}) for item in items))

@@ -158,7 +158,7 @@ COMMANDS = (
     | {name: ("accent", "") for name in ("vec", "overrightarrow", "overleftrightarrow", "widehat", "boxed", "fbox")}
     | {
         name: ("accent", name)
-        for name in ("overline", "bar", "hat", "tilde", "overparen", "wideparen", "dot", "ddot", "widetilde")
+        for name in ("overline", "bar", "hat", "tilde", "overparen", "wideparen", "overarc", "dot", "ddot", "widetilde")
     }
     | {"underline": ("accent", "")}
     | {name: ("rel", "<=") for name in ("le", "leq", "leqslant", "leqq")}
@@ -190,6 +190,7 @@ COMMANDS = (
         "emptyset": ("const", "empty"),
         "varnothing": ("const", "empty"),
     }
+    | {name: ("const", name) for name in ("R", "Z", "N", "Q", "C")}
     | {name: ("sym", "…") for name in ("ldots", "dots", "cdots", "dotsc", "dotsb", "vdots")}
     | {name: ("prefix", "∠") for name in ("angle", "measuredangle", "sphericalangle")}
     | {

@@ -155,6 +155,8 @@ _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = (
 
 def from_sympy(value: sympy.Basic) -> n.Node:
     """The tree of a sympy object; what sympy left undone is one opaque name. Raises Undecided for what is no value."""
+    if isinstance(value, sympy.MatrixBase) and value.shape == (1, 1):
+        return from_sympy(value[0, 0])
     if isinstance(value, sympy.MatrixBase):
         return n.Matrix(tuple(tuple(map(from_sympy, value.row(i))) for i in range(value.rows)))
     if isinstance(value, sympy.Set):

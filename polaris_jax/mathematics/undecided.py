@@ -6,14 +6,14 @@ from polaris_jax.mathematics import nodes as n
 from polaris_jax.mathematics import relations
 
 _HINT = re.compile(
-    r"\\(?:int|lim|sum|prod|det|partial|Bbb|mid)(?![A-Za-z])|\\[dt]?frac\s*\{?\s*(?:d|\\mathrm)|'|matrix|array|\\\{.*[|:]|="
+    r"\\(?:int|lim|sum|prod|det|partial|Bbb|mid)(?![A-Za-z])|\\[dt]?frac\s*\{?\s*(?:d|\\mathrm)|'|matrix|array|\\\{.*[|:]"
 )
 _CALCULUS = (n.Fold, n.Integral, n.Limit, n.Derivative, n.Builder)
 
 
-def may_ask_for_sympy(text: str) -> bool:
-    """A quick look at the text, right wherever the answer is False."""
-    return bool(_HINT.search(text))
+def may_ask_for_sympy(gold: str, box: str) -> bool:
+    """A quick look at the texts, right wherever it says False; only a gold's equation may have to be solved."""
+    return "=" in gold or bool(_HINT.search(gold) or _HINT.search(box))
 
 
 def asks_for_sympy(node: n.Node) -> bool:

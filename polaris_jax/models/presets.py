@@ -24,6 +24,8 @@ class ModelConfig:
     qk_norm: RMSNorm on q and k per head (Qwen3). attention_bias: bias on q, k, v (Qwen2).
     dtype: compute dtype; parameters are cast to it where they are used. Logits and softmax stay float32.
     remat: which activations the backward pass keeps, a name of `transformer.REMAT_POLICIES`.
+    known_tokens: ids from here on are rows of the vocabulary that the tokenizer has no token for: they are never
+        sampled, and no part of any softmax; 0: there are none.
     """
 
     vocab_size: int
@@ -42,6 +44,7 @@ class ModelConfig:
     yarn: Yarn | None = None
     dtype: str = "bfloat16"
     remat: str = "none"
+    known_tokens: int = 0
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed."""

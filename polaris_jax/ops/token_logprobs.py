@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from polaris_jax.ops.matmul import matmul
 
 ROWS = ("data", "fsdp", "context")  # mesh axes that the tokens are split over
+UNKNOWN = -1e30  # logit of what cannot be: finite, so that its share of the entropy is 0 times it and not NaN
 CHUNK_LOGITS = 2**25  # float32 logits held at once, 128 MiB, on each device
 
 
@@ -22,8 +23,8 @@ def token_logprobs(
     targets_BT: jax.Array,
     temperature: jax.Array | float = 1.0,
     *,
-    mask_BT: jax.Array | None = None,
-    trained: int | None = None,
+    trained: tuple[jax.Array, int] | None = None,
+    known: int = 0,
     mesh: Mesh | None = None,
     chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -31,26 +32,28 @@ def token_logprobs(
 
     hidden_BTD: [B, T, D] in the compute dtype; unembedding_VD: float32 [V, D]; targets_BT: int32 [B, T]. Logits are
     accumulated and kept in float32. Both results are differentiable; the backward pass recomputes a chunk's logits.
-    trained: that many tokens are looked at on each device, its first where `mask_BT` is not 0; where that is not all of
-    them, both results are 0 for the others. None: all tokens are.
+    trained: a mask [B, T] and a number: that many tokens are looked at on each device, its first where the mask is not
+    0; where that is not all of them, both results are 0 for the others. None: all tokens are.
+    known: ids from there on are no part of the softmax; 0: all are.
     mesh: shards B over data and fsdp, T over context, V over tensor, as in `sharding/rules.py`; None: one device.
     chunk: tokens on each device whose logits exist at once; None: so many that they are `CHUNK_LOGITS` in all.
     """
     temperature = jnp.asarray(temperature, jnp.float32)
-    run, rows = partial(_device_logprobs, trained=trained, chunk=chunk), P(ROWS[:2], ROWS[2])
+    mask_BT, count = trained or (jnp.ones(targets_BT.shape), None)
+    run, rows = partial(_device_logprobs, trained=count, known=known, chunk=chunk), P(ROWS[:2], ROWS[2])
     if mesh is None or mesh.size == 1:
         run = partial(run, axis=None)
     else:
         places = (rows, P("tensor"), rows, P(), rows)
         run = jax.shard_map(partial(run, axis="tensor"), mesh=mesh, in_specs=places, out_specs=(rows, rows))
-    mask_BT = jnp.ones(targets_BT.shape) if mask_BT is None else mask_BT
     return run(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT)
 
 
-def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT, *, trained, chunk, axis):
+def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT, *, trained, known, chunk, axis):
     """One device's tokens; `axis` is the mesh axis the vocabulary is split over."""
     hidden_ND, targets_N = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), targets_BT.reshape(-1)
-    flat = partial(_flat_logprobs, unembedding_VD=unembedding_VD, temperature=temperature, chunk=chunk, axis=axis)
+    body = partial(_chunk_logprobs, temperature=temperature, known=known, axis=axis)
+    flat = partial(_flat_logprobs, unembedding_VD=unembedding_VD, body=body, chunk=chunk, axis=axis)
     tokens = targets_N.size
     if trained is None or trained == tokens:
         outs = flat(hidden_ND, targets_N)
@@ -64,7 +67,7 @@ def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_B
     return logprobs_N.reshape(targets_BT.shape), entropy_N.reshape(targets_BT.shape)
 
 
-def _flat_logprobs(hidden_ND, targets_N, *, unembedding_VD, temperature, chunk, axis):
+def _flat_logprobs(hidden_ND, targets_N, *, unembedding_VD, body, chunk, axis):
     V, D = unembedding_VD.shape
     tokens = len(targets_N)
     chunks = math.ceil(tokens / (chunk or max(1, CHUNK_LOGITS // V)))
@@ -72,7 +75,7 @@ def _flat_logprobs(hidden_ND, targets_N, *, unembedding_VD, temperature, chunk, 
     kernel_VD = unembedding_VD.astype(hidden_ND.dtype)
     if axis is not None:
         kernel_VD = jax.lax.pcast(kernel_VD, ROWS, to="varying")
-    body = partial(_chunk_logprobs, kernel_VD=kernel_VD, temperature=temperature, axis=axis)
+    body = partial(body, kernel_VD=kernel_VD)
     if chunks == 1:
         return body((hidden_ND, targets_N))
     padding = chunks * size - tokens
@@ -82,12 +85,16 @@ def _flat_logprobs(hidden_ND, targets_N, *, unembedding_VD, temperature, chunk, 
     return tuple(x_CN.reshape(-1)[:tokens] for x_CN in outs)
 
 
-def _chunk_logprobs(inputs, *, kernel_VD, temperature, axis):
+def _chunk_logprobs(inputs, *, kernel_VD, temperature, known, axis):
     hidden_ND, targets_N = inputs
+    V, first = kernel_VD.shape[0], 0  # rows of this shard, and the id of its first
     if axis is not None:
         hidden_ND = jax.lax.pcast(hidden_ND, axis, to="varying")  # the gradient is summed over it
-        targets_N = targets_N - jax.lax.axis_index(axis) * kernel_VD.shape[0]
+        first = jax.lax.axis_index(axis) * V
+        targets_N = targets_N - first
     logits_NV = matmul(hidden_ND, kernel_VD.mT, "float32") / temperature
+    if known:
+        logits_NV = jnp.where(first + jnp.arange(V) < known, logits_NV, UNKNOWN)
     largest_N = jax.lax.stop_gradient(logits_NV.max(axis=-1))
     if axis is not None:
         largest_N = jax.lax.pmax(largest_N, axis)

@@ -32,6 +32,7 @@ from polaris_jax.rollout.pools import pool_layout, pool_pages
 from polaris_jax.rollout.programs import Chunks, Program, Slots
 from polaris_jax.rollout.sampling import Numbers, Sampling, split
 from polaris_jax.rollout.weight_sync import WeightSync, replica_meshes
+from polaris_jax.sharding.rows import row_groups
 from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
 from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
 from polaris_jax.training.update import make_accumulate, make_apply, make_logprobs
@@ -111,7 +112,7 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     several, with_kl = config.updates.minibatches * config.updates.epochs > 1, config.algorithm.kl > 0
     lowered = {}
     for length in config.updates.row_lengths:
-        rows = _rows(rows_of(config.updates, length), length, mesh)
+        rows = _rows(rows_of(config.updates, length, row_groups(mesh)), length, mesh)
         if several or with_kl:
             lowered[f"forward/{length}"] = forward.lower(params, rows, scalar)
         olds = {"old_logprobs": several, "reference_logprobs": with_kl}
@@ -161,7 +162,6 @@ def _params(model: ModelConfig, shardings: Any) -> Any:
 
 def _rows(count: int, length: int, mesh: Mesh) -> PackedBatch:
     """A batch of packed rows."""
-    count += -count % (mesh.shape["data"] * mesh.shape["fsdp"])
     dtypes = [jnp.int32] * 4 + [jnp.float32] * 3 + [jnp.bool_]
     return PackedBatch(*(jax.ShapeDtypeStruct((count, length), d, sharding=rows_sharding(mesh)) for d in dtypes))
 

@@ -29,6 +29,7 @@ from polaris_jax.rollout.pools import page_bytes, pool_pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.replica import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
 from polaris_jax.sharding.mesh import AXES, axis_sizes
+from polaris_jax.sharding.rows import row_groups
 from polaris_jax.sharding.rules import param_shapes, param_shardings
 from polaris_jax.types import PackedBatch
 
@@ -116,8 +117,8 @@ def _shard_sizes(model: ModelConfig, mesh: AbstractMesh) -> list[int]:
 
 def tokens_on_device(config: ConfigDict, mesh: AbstractMesh, row: int) -> int:
     """Slots of a device in one call with rows of that many slots, the longest there are."""
-    rows = math.ceil(config.updates.rows / (mesh.shape["data"] * mesh.shape["fsdp"]))
-    return rows * row // mesh.shape["context"]
+    groups = row_groups(mesh)
+    return math.ceil((config.updates.rows or groups) / groups) * row // mesh.shape["context"]
 
 
 def backward_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, row: int) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from polaris_jax.plan.memory import PHASES
 from polaris_jax.plan.planner import ORIGINAL_HOURS, Plan, StagePlan
 
 COMPONENTS = ("weights", "moments", "reference", "sampler", "cache", "gradients", "activations", "workspace")
+CHOSEN = ("updates.rows", "rollout.slots", "rollout.cache_gib")  # by the search
 GIB = 2**30
 
 
@@ -71,6 +72,43 @@ def stage_table(plan: Plan) -> Table:
     for name, cell in rows.items():
         table.add_row(name, *map(cell, plan.stages))
     return table
+
+
+def markdown(plan: Plan) -> str:
+    """The plan as a Markdown table with a column for each stage, and a line with the run's sum, as the docs have it."""
+    price = plan.price.usd if plan.price else None
+
+    def mesh(s: StagePlan) -> str:
+        return ", ".join([f"{axis}={size}" for axis, size in s.mesh.items() if size > 1] or ["one device"])
+
+    def chosen(s: StagePlan) -> str:
+        rows, slots, pool = (s.changes.get(key, "-") for key in CHOSEN)
+        return f"{rows}, {slots}, {pool} GiB"
+
+    rows = {
+        f"{plan.usable / GIB:.1f} GiB of a device can be filled": lambda s: s.name,
+        "mesh, remat": lambda s: f"{mesh(s)}, {s.remat}",
+        "rows, slots, page pool": chosen,
+        "decode, GiB a device": lambda s: f"{sum(s.memory['decode'].values()) / GIB:.1f}",
+        "gradients, GiB a device": lambda s: f"{sum(s.memory['gradients'].values()) / GIB:.1f}",
+        "longest row that trains": lambda s: f"{s.longest_row:,}",
+        "decoded at once by a copy": lambda s: f"{s.running:,}",
+        "decode at the least": lambda s: "{:,.0f} s, {}".format(*s.limit_s["decode"]),
+        "gradients at the least": lambda s: "{:,.0f} s, {}".format(*s.limit_s["gradients"]),
+        f"step, at {plan.assumed.achieved:.0%} of that speed": lambda s: f"{s.step_s:,.0f} s",
+        f"device-hours a step (the original: {ORIGINAL_HOURS})": lambda s: f"{s.device_hours:.1f}",
+        "days": lambda s: f"{s.steps * s.step_s / 86400:.1f}",
+        "US dollars": lambda s: "no price" if price is None else f"{s.steps * s.device_hours * price:,.0f}",
+    }
+    lines = [f"| {' | '.join([name, *map(cell, plan.stages)])} |" for name, cell in rows.items()]
+    lines.insert(1, "|---" * (len(plan.stages) + 1) + "|")
+    steps = sum(stage.steps for stage in plan.stages)
+    cost = ""
+    if plan.price:
+        cost = f", {plan.device_hours * price:,.0f} US dollars at {price:.2f} ({plan.price.source}; {plan.price.date})"
+    lines += ["", f"All {steps:,} steps: {plan.device_hours:,.0f} device-hours{cost}; the original: "
+              f"{steps * ORIGINAL_HOURS:,.0f} GPU-hours."]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def notes(plan: Plan) -> list[str]:

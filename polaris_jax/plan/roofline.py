@@ -22,6 +22,7 @@ from polaris_jax.plan.memory import MASTER, cache_pages, kept_bytes, one_device,
 from polaris_jax.rollout.pools import page_bytes
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import AXES
+from polaris_jax.sharding.rows import row_groups
 
 COLLECTIVE_S = 10e-6  # of a collective too small for its bytes to matter, such as those of decoding. Ours
 
@@ -131,8 +132,7 @@ def _gradients(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assum
     forward, attention = forward_flops(model, tokens, pairs), forward_flops(model, 0, pairs)
     # beside what remat computes again: logits, chunk by chunk, and the scores of attention, block by block
     again = recomputed_flops(model, tokens, pairs) + 2.0 * model.vocab_size * D * tokens + attention / 2
-    groups, rows = shape["data"] * shape["fsdp"], config.updates.rows
-    padding = math.ceil(rows / groups) * groups / rows / assumed.packing  # slots for each token
+    groups, padding = row_groups(mesh), 1 / assumed.packing  # slots for each token
     useful = 3 * forward / mesh.size
     flops = (3 * forward + again) / mesh.size * padding
 

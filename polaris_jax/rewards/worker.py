@@ -1,9 +1,9 @@
 """One verifier worker: `python -m polaris_jax.rewards.worker TIMEOUT_S MEMORY_BYTES`.
 
 Speaks length-prefixed JSON on its standard input and output: the request is `[box, [ground truth, ...]]`, the reply
-is an empty one when the case begins and then its `Reason`; a first empty reply says that the worker is up. It bounds
-its own memory, gives up on a case shortly before the pool would kill it, and ends when its input ends, that is when
-the process that started it is gone.
+is an empty one when the case begins and then its `Reason`; a first empty reply says that the worker is up. Before it
+imports sympy it says so, and sends an empty reply when it has. It bounds its own memory, gives up on a case shortly
+before the pool would kill it, and ends when its input ends, that is when the process that started it is gone.
 """
 
 import json
@@ -12,11 +12,15 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO
 
-from polaris_jax.mathematics import judge
+from polaris_jax.mathematics import importing_sympy, judge
 from polaris_jax.rewards.verdict import Reason
 
+IMPORTING = "importing"
 HEADER = struct.Struct("!I")
 SOFT_SHARE = 0.8  # of the timeout; past it the worker gives up by itself and stays warm
 
@@ -32,6 +36,7 @@ def main(timeout_s: float, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, _raise_out_of_time)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends a worker stuck in C code that nobody is left to kill
+    importing_sympy.set(partial(_importing, replies, timeout_s))
     _send(replies, "")
     while (request := _receive(requests)) is not None:
         _send(replies, "")  # from here on the case may have killed this worker
@@ -43,8 +48,7 @@ def main(timeout_s: float, memory_bytes: int) -> None:
 
 def _answer(request: list, timeout_s: float) -> Reason:
     box, golds = request
-    signal.setitimer(signal.ITIMER_PROF, 10 * timeout_s)
-    signal.setitimer(signal.ITIMER_REAL, SOFT_SHARE * timeout_s)
+    _set_clocks(timeout_s)
     try:
         return Reason(judge(box, golds))
     except OutOfTime:
@@ -52,8 +56,23 @@ def _answer(request: list, timeout_s: float) -> Reason:
     except MemoryError:
         return Reason.OVER_MEMORY
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _set_clocks(0)
+
+
+@contextmanager
+def _importing(replies: BinaryIO, timeout_s: float) -> Iterator[None]:
+    """Stops the clock while sympy is imported, once in a worker's life: half an import would spoil the worker."""
+    _set_clocks(0)
+    _send(replies, IMPORTING)
+    yield
+    _send(replies, "")
+    _set_clocks(timeout_s)
+
+
+def _set_clocks(timeout_s: float) -> None:
+    """Starts the clocks of a case, the soft one and the one of its processor time; 0 stops them."""
+    signal.setitimer(signal.ITIMER_PROF, 10 * timeout_s)
+    signal.setitimer(signal.ITIMER_REAL, SOFT_SHARE * timeout_s)
 
 
 def _raise_out_of_time(signum: int, frame: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -62,15 +61,16 @@ def from_rollouts(
 
 
 def pack(
-    sequences: Seq[Sequence], updates: ConfigDict, *, alone: bool = False
+    sequences: Seq[Sequence], updates: ConfigDict, *, groups: int = 1, alone: bool = False
 ) -> tuple[list[PackedBatch], dict[str, float]]:
     """Packs by first-fit-decreasing into batches of [rows, row length], and tells how full they are.
 
     updates: that section of the config. `row_lengths`: the lengths a row may have (a sequence of n tokens takes n - 1
     places of it); a sequence goes to the shortest that holds it, or to the free end of a longer row. `rows`: of a
-    batch, see `rows_of`; batches of a length share its rows evenly and may then have some eighths of that.
+    batch, see `rows_of`; the last ones of a length may have a quarter of that.
     `minibatches`: sequences are assigned in turn to this many parts, and the list returned splits into that many equal
     runs, one a part (made equal with batches of padding, which are neither run nor counted).
+    groups: of devices that the rows are split over, `row_groups` of the mesh; a batch's rows are a multiple of that.
     alone: each sequence has a row of its own, see `ops.attention.alone_in_rows`.
 
     Returns the batches, all sequences in them whole, and "packing_efficiency": real tokens over places, padded rows
@@ -81,29 +81,34 @@ def pack(
     for part in range(updates.minibatches):
         batches = []
         for length, bins in _fill(sequences[part :: updates.minibatches], lengths, alone).items():
-            batches += [_batch(chunk, rows, length) for chunk, rows in _split(bins, rows_of(updates, length))]
+            split = _split(bins, rows_of(updates, length, groups), groups)
+            batches += [_batch(chunk, rows, length) for chunk, rows in split]
         parts.append(batches)
     used = sum(len(sequence.tokens) - 1 for sequence in sequences)
     places = sum(batch.tokens.size for batches in parts for batch in batches)
-    longest, empty = max(map(len, parts)), _batch([], updates.rows, lengths[0])
+    longest, empty = max(map(len, parts)), _batch([], groups, lengths[0])
     batches = [batch for batches in parts for batch in batches + [empty] * (longest - len(batches))]
     return batches, {"packing_efficiency": used / max(places, 1)}
 
 
-def rows_of(updates: ConfigDict, length: int) -> int:
-    """Rows of a full batch: `updates.rows` of the greatest length; of length n that, times how often n fits in it."""
-    return updates.rows * (max(updates.row_lengths) // length)
+def rows_of(updates: ConfigDict, length: int, groups: int) -> int:
+    """Rows of a full batch: of the greatest length `updates.rows`, or the next multiple of `groups`, and where that is
+    0 a row for each group; of length n that, times how often n fits in the greatest."""
+    return math.ceil((updates.rows or groups) / groups) * groups * (max(updates.row_lengths) // length)
 
 
-def _split(bins: list, rows: int) -> list[tuple[list, int]]:
-    """Parts of about the same size, as few as there can be, and how many rows the batch of each has.
+def _split(bins: list, rows: int, groups: int) -> list[tuple[list, int]]:
+    """Parts, and how many rows the batch of each has: `rows` of a full one, and about a quarter of that for the rest.
 
-    Those are eighths of `rows`, the most: few shapes to compile, little padding.
+    Two shapes to compile, both multiples of `groups`, and never more padding than the smaller one less a row.
     """
-    eighths = [rows * n // 8 for n in range(1, 9)]
-    size = eighths[bisect_left(eighths, math.ceil(len(bins) / math.ceil(len(bins) / rows)))]
-    parts = [bins[i : i + size] for i in range(0, len(bins), size)]
-    return [(part, eighths[bisect_left(eighths, len(part))]) for part in parts]
+    small = max(rows // 4 // groups, 1) * groups
+    parts, start = [], 0
+    while (left := len(bins) - start) > 0:
+        size = rows if left > rows - small else small
+        parts.append((bins[start : start + size], size))
+        start += size
+    return parts
 
 
 def _fill(sequences: Seq[Sequence], lengths: Seq[int], alone: bool) -> dict[int, list[list[Sequence]]]:

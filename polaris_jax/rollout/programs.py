@@ -18,7 +18,7 @@ from polaris_jax.models.transformer import Transformer
 from polaris_jax.ops.paged_attention import Cache, Pages, paged_attention
 from polaris_jax.rollout import new_tokens
 from polaris_jax.rollout.platforms import Platform
-from polaris_jax.rollout.sampling import Drawn, Numbers, Sampling, gumbels, next_token
+from polaris_jax.rollout.sampling import Drawn, Numbers, Sampling, gumbels, next_token, only_known
 from polaris_jax.sharding.rules import RULES
 
 
@@ -127,7 +127,7 @@ def decode(
 
         transformer, positions_S1 = Transformer(model, attend, platform.project), (slots.cached + step)[:, None]
         hidden_S1D, new = apply_model(transformer, params, tokens_S[:, None], positions_S1, new)
-        return platform.logits(model, params, hidden_S1D[:, 0]), new
+        return only_known(platform.logits(model, params, hidden_S1D[:, 0]), model.known_tokens), new
 
     # One step of the loop: draw, record, and count for the slots that still run. The others go on, unheard.
     def draw(logits_SV, gumbel_Sg, positions_S):

@@ -92,6 +92,11 @@ def sequence_key(seed: int, problem_id: str, sample: int) -> np.ndarray:
     return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
+def only_known(logits_BV: jax.Array, known: int) -> jax.Array:
+    """Logits with -inf for ids from `known` on, `ModelConfig.known_tokens`; 0: as they are."""
+    return jnp.where(jnp.arange(logits_BV.shape[-1]) < known, logits_BV, -jnp.inf) if known else logits_BV
+
+
 def truncate(logits_BV: jax.Array, top_k: int, top_p: float | jax.Array | None) -> jax.Array:
     """Logits with -inf for what top-k (0: off), and then top-p (None: off), leave out; ties with the last are kept."""
     if not top_k and top_p is None:

@@ -21,6 +21,7 @@ from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import sharded_params
+from polaris_jax.supervision import heartbeat
 from polaris_jax.types import Problem
 
 ARITHMETIC_PROBLEMS = 4096  # of the endless supply
@@ -42,18 +43,21 @@ def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBas
     Raises UserError where neither is given, the preset is unknown, the path holds no model that fits, or the tokenizer
     has more tokens than the model.
     """
+    heartbeat("loading the model")
     c = config.model
     if not c.path and c.preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise UserError(f"config.model.preset: expected one of {known}, or set config.model.path; found {c.preset!r}")
     model, params = hf.load(c.path, mesh=mesh) if c.path else (PRESETS[c.preset], None)
     hf.check_tokenizer(tokenizer, c.tokenizer or c.path, vocab_size=model.vocab_size)
-    model = model.replace(dtype=c.dtype, remat=c.remat)
+    known = 1 + hf.largest_id(tokenizer)
+    model = model.replace(dtype=c.dtype, remat=c.remat, known_tokens=known if known < model.vocab_size else 0)
     return model, sharded_params(model, mesh, config.seed) if params is None else params
 
 
 def load_train_problems(config: ConfigDict) -> list[Problem]:
     """The problems of `config.data.train` that can be verified; the others are counted and listed in the log."""
+    heartbeat("loading problems")
     if config.data.train == "arithmetic":
         return arithmetic.problems("train", ARITHMETIC_PROBLEMS, config.data.suffix, config.seed)
     if not config.data.train:
@@ -68,6 +72,7 @@ def load_train_problems(config: ConfigDict) -> list[Problem]:
 
 def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:
     """The conversations of `config.sft.data`."""
+    heartbeat("loading conversations")
     if config.sft.data == "arithmetic":
         return arithmetic.conversations(config.sft.steps * config.sft.batch_size, config.data.suffix, config.seed)
     if not config.sft.data:

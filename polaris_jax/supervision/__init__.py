@@ -2,15 +2,16 @@
 
 from polaris_jax.supervision.interrupts import DeferredSignals
 from polaris_jax.supervision.preemption import Preempted, check, preemptible, requested
-from polaris_jax.supervision.watchdog import States, heartbeat, in_words, showing, supervised
+from polaris_jax.supervision.progress import display
+from polaris_jax.supervision.watchdog import States, heartbeat, showing, supervised
 
 __all__ = [
     "DeferredSignals",
     "Preempted",
     "States",
     "check",
+    "display",
     "heartbeat",
-    "in_words",
     "preemptible",
     "requested",
     "showing",

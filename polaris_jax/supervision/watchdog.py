@@ -47,11 +47,6 @@ def heartbeat(what: str | None = None, done: int | None = None, total: int | Non
             show(what, done, total)
 
 
-def in_words(what: str, done: int | None = None, total: int | None = None) -> str:
-    """What a heartbeat says, such as "612 of 1024 rollouts"."""
-    return what if total is None else f"{done} of {total} {what}"
-
-
 @contextmanager
 def showing(show: Callable[[str, int | None, int | None], None]) -> Iterator[None]:
     """Within the block `show` is called with what each `heartbeat` says, in the thread that it is of."""
@@ -86,17 +81,19 @@ def _watch(limit_s: float, path: Path, states: States, done: threading.Event) ->
     seen, idle = _last[1], 0  # looks are counted rather than seconds: a process that was stopped is not stuck
     while not done.wait(limit_s / TICKS):
         seen, idle = _last[1], idle + 1 if _last[1] == seen else 0
-        if idle >= TICKS * (COMPILING if _compiling() else 1):
+        if idle >= TICKS * (COMPILING if compiling() else 1):
             _report(limit_s, path, states)
 
 
-def _compiling() -> bool:
+def compiling() -> str | None:
+    """The program that JAX's compiler is at in any thread, such as "decode"; None where it is at none."""
     for frame in sys._current_frames().values():
         while frame is not None:
             if frame.f_code.co_filename.endswith("jax/_src/compiler.py"):
-                return True
+                name = str(frame.f_locals.get("module_name", "a program"))
+                return name.removeprefix("jit_").strip("_") or name
             frame = frame.f_back
-    return False
+    return None
 
 
 def _report(limit_s: float, path: Path, states: States) -> None:

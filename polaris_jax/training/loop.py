@@ -24,7 +24,7 @@ from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.rollout.engine import extended
 from polaris_jax.runs.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
-from polaris_jax.sampler import Sampler, make_sampling, verifier_pool
+from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_meshes
 from polaris_jax.sharding.multihost import any_process
 from polaris_jax.sharding.rules import param_shardings
@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     Raises UserError, before anything is compiled, where config, data, model and workdir do not fit together.
     """
     configs.check(config)
-    with hold(workdir) as held:
+    with hold(workdir) as held, supervision.display("GRPO"):
         return _run(config, held, allow_changed)
 
 
@@ -78,9 +78,8 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     with (
         supervision.supervised(config, workdir) as states,
         checkpoints,
-        verifier_pool(config) as verifier,
+        verifier_pool(with_think_rule(config, tokenizer)) as verifier,
         MetricsLogger(workdir, "GRPO", total, start, shown) as log,
-        supervision.showing(log.phase),
     ):
         states["verifier"] = verifier.state
         for index in range(host.stage, len(stages)):

@@ -16,14 +16,16 @@ import pandas as pd
 from absl import logging
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.summary import Writer
 from transformers import PreTrainedTokenizerBase
 
+from polaris_jax.evaluation.report import NO_THINK
 from polaris_jax.files import open_steps, read_steps
+from polaris_jax.rewards import Reason
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
-from polaris_jax.supervision import in_words
+from polaris_jax.supervision import heartbeat
+from polaris_jax.supervision.progress import STEPS
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -83,28 +85,25 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLogger:
-    """Writes a run's metrics and samples, and draws its progress: in one process of several. A context manager.
+    """Writes a run's metrics and samples, and prints some of them: in one process of several. A context manager.
 
     workdir: the run's directory; total: steps of the run; start: the step it resumes from, later rows are dropped.
-    shown: the metrics beside the progress bar. While the disk is full, rows are kept in memory.
+    shown: the metrics that are printed. While the disk is full, rows are kept in memory.
     """
 
     def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
-        self._workdir, self._shown, self._done, self._total = workdir, shown, start, total
+        self._workdir, self._title, self._shown = workdir, title, shown
+        self._done, self._total = start, total
         self.rows, self._metrics = open_steps(workdir / "metrics.jsonl", start)
         _, self._samples = open_steps(workdir / "samples.jsonl", start)
         if len(self.rows) != start:
             logging.warning("%s/metrics.jsonl: holds %d of the %d steps before", workdir, len(self.rows), start)
-        self._full, self._tensorboard, self._drawn = False, None, 0
+        self._full, self._tensorboard, self._drawn, self._warned = False, None, 0, False
         self._write_tensorboard()
         self._console = Console(quiet=not multihost.is_writer())
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console)
-        self._task = self._progress.add_task(title, total=total, completed=start, text="")
 
     def __enter__(self) -> MetricsLogger:
-        if self._console.is_terminal:
-            self._progress.start()
+        heartbeat(STEPS, self._done, self._total)
         if self._done == self._total:
             self._console.print(
                 f"{self._workdir}: finished, all {self._total} steps were done before; given more steps, it resumes",
@@ -113,7 +112,6 @@ class MetricsLogger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
         self._flush()
         self._metrics.close()
         self._samples.close()
@@ -121,23 +119,19 @@ class MetricsLogger:
             with suppress(OSError):
                 self._tensorboard.close()
 
-    def phase(self, what: str, done: int | None = None, total: int | None = None) -> None:
-        """Shows what the current step is doing, such as "612 of 1024 rollouts"."""
-        self._progress.update(self._task, text=in_words(what, done, total))
-
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of a finished step."""
+        """Records the metrics of a finished step, and warns of rewards that are low for another reason than answers."""
+        self._warn_once(step, metrics)
         row = {"step": step, **metrics}
         self.rows.append(row)
         self._metrics.add(row)
         self._flush()
         self._write_tensorboard()
         text = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in self._shown if name in metrics)
-        self._progress.update(self._task, completed=step, text=text)
-        total = self._progress.tasks[0].total or step
-        if not self._console.is_terminal and (step == total or step % max(1, int(total) // 20) == 0):
+        heartbeat(STEPS, step, self._total)
+        if step == self._total or step % max(1, self._total // 20) == 0:
             with suppress(OSError):  # of a log file on the same full disk
-                self._console.print(f"{self._progress.tasks[0].description} {step}/{int(total)}  {text}")
+                self._console.print(f"{self._title} {step}/{self._total}  {text}")
 
     def sample(self, record: Mapping[str, Any]) -> None:
         """Adds one response to samples.jsonl."""
@@ -152,6 +146,18 @@ class MetricsLogger:
     def history(self) -> History:
         """All rows so far."""
         return History(tuple(self.rows), self._workdir)
+
+    def _warn_once(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not self._warned and multihost.is_writer():
+            if metrics.get(f"verdict/{Reason.NO_THINK_END}") == 1:
+                logging.warning("step %d: %s", step, NO_THINK)
+                self._warned = True
+            if metrics.get("cut_off", 0) > 0.5:
+                logging.warning(
+                    "step %d: %.0f%% of the responses were cut off at config.rollout.max_response_tokens; a higher "
+                    "limit lets them end", step, 100 * metrics["cut_off"],
+                )  # fmt: skip
+                self._warned = True
 
     def _flush(self) -> None:
         try:

@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
-from polaris_jax import hf, supervision
+from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.files import write_json
@@ -55,7 +55,7 @@ def run(
     """Does what is still to be done of the recipe in `workdir`.
 
     Each phase resumes where it was stopped, a complete one is left alone, so that a run that is killed and started
-    again with the same config ends like one that was not. announce: told what begins and how far it is. allow_changed:
+    again with the same config ends like one that was not. announce: told what begins. allow_changed:
     keys that may be otherwise than at the start before. Raises UserError where config, data, models and workdir do not
     fit together. Problems that a later stage brings with a `data.train` of its own are not measured.
     """
@@ -78,15 +78,13 @@ def _run(config: ConfigDict, workdir: Path, announce: Announce, allow_changed: t
         once("sft", lambda: sft.run(base, workdir / "sft", allow_changed=allow_changed))
         config = configs.override(config, {"model.path": str(workdir / "sft")})
     measured = workdir / "difficulty"
-    with supervision.showing(in_tenths(announce)):
-        once("difficulty", lambda: difficulty.run(config, measured))
+    once("difficulty", lambda: difficulty.run(config, measured))
     training = configs.override(config, {"data.train": str(measured / "kept")})
     changed = (*allow_changed, "model.path", "data.train")  # with the workdir, which may have been moved
     once("train", lambda: loop.run(training, workdir / "train", allow_changed=changed))
     trained = configs.override(config, {"model.path": str(workdir / "train")})
     scored = workdir / "evaluation"
-    with supervision.showing(in_tenths(announce)):
-        once("evaluation", lambda: job.run(trained, scored))
+    once("evaluation", lambda: job.run(trained, scored))
     once("export", lambda: export(config, workdir / "train", workdir / "export"))
     scores = json.loads((scored / "scores.json").read_text(encoding="utf-8"))["scores"]
     history = History(tuple(read_metrics(workdir / "train")), workdir / "train")
@@ -127,15 +125,3 @@ def export(config: ConfigDict, source: Path, target: Path) -> None:
             yarn_attention_factor=config.rollout.yarn_attention_factor,
             yarn_original=config.rollout.yarn_original,
         )
-
-
-def in_tenths(announce: Announce) -> Callable[[str, int | None, int | None], None]:
-    """For `supervision.showing`: announces every tenth part of what can be counted, once."""
-    told: dict[str, int] = {}
-
-    def show(what: str, done: int | None, total: int | None) -> None:
-        if total and done * 10 // total > told.get(what, 0):
-            told[what] = done * 10 // total
-            announce(f"{done:,} of {total:,} {what}")
-
-    return show

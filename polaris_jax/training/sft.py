@@ -19,6 +19,7 @@ from polaris_jax.runs.start import check_rows, load_conversations, load_model, l
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import any_process, is_writer
+from polaris_jax.sharding.rows import row_groups
 from polaris_jax.training import not_finite
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
@@ -43,7 +44,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     fit together.
     """
     configs.check(config)
-    with hold(workdir) as held:
+    with hold(workdir) as held, supervision.display("SFT"):
         return _run(config, held, allow_changed)
 
 
@@ -66,7 +67,8 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
     write_config(given, workdir)
     place = host.curriculum
 
-    update, alone = make_update(model, config, mesh), alone_in_rows(mesh, model.dtype)
+    update = make_update(model, config, mesh)
+    layout = dict(groups=row_groups(mesh), alone=alone_in_rows(mesh, model.dtype))
     steps, start = config.training.steps, int(state.step)
     with (
         supervision.supervised(config, workdir),
@@ -76,13 +78,12 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
             batch, place = draw(place, conversations, batch_size, config.seed, shuffle=config.sft.shuffle)
-            batches, packing = pack([Sequence(tokens, mask) for tokens, mask in batch], config.updates, alone=alone)
+            batches, packing = pack([Sequence(tokens, mask) for tokens, mask in batch], config.updates, **layout)
             state, metrics = update(state, batches, 1.0)
             seconds = time.perf_counter() - began
             speed = {"tokens_per_s": sum(len(tokens) for tokens, _ in batch) / seconds, "seconds/step": seconds}
             metrics = packing | metrics | speed | {"seconds/checkpoint": checkpoints.seconds}
             log.write(step, metrics)
-            supervision.heartbeat("step", step, steps)
             skipped = metrics["skipped"] > 0  # a replay needs this state
             if skipped and is_writer():
                 not_finite.keep(workdir, step - 1, batches, 1.0, config)

@@ -25,6 +25,7 @@ from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rollout import Sampling
 from polaris_jax.sampler import Sampler, sample
 from polaris_jax.sharding.multihost import is_writer
+from polaris_jax.sharding.rows import row_groups
 from polaris_jax.sharding.rules import param_shardings
 from polaris_jax.supervision import heartbeat
 from polaris_jax.training import not_finite
@@ -80,11 +81,12 @@ def train_step(
 
     # Pack: prompts and responses of many lengths into rows of a few lengths. What was cut off can be left out; it had
     # its part in the advantages of the others all the same.
-    alone = alone_in_rows(state.step.sharding.mesh, config.model.dtype)
+    mesh = state.step.sharding.mesh
+    alone = alone_in_rows(mesh, config.model.dtype)
     truncated = not config.algorithm.mask_truncated
     sequences = from_rollouts(explored.groups, advantages_NG, explored.off_policy, truncated=truncated)
     masked, too_few = advantages_NG.size - len(sequences), len(sequences) < config.updates.minibatches
-    batches, packing = pack(sequences, config.updates, alone=alone)
+    batches, packing = pack(sequences, config.updates, groups=row_groups(mesh), alone=alone)
 
     # Update, and beside it sample the next batch where sampling has devices of its own: with the parameters of before,
     # copied there first, since the update donates them.
@@ -132,6 +134,7 @@ def sample_batch(stage: Stage, params: Any, prompts: Sequence[Prompt], step: int
     store = stage.workdir and stage.workdir / "rollouts" / f"{step}.{jax.process_index()}"
     seed, total = step_seed(stage.config.seed, step), len(prompts) * samples
     found = {}
+    heartbeat("rollouts", 0, total)
     for scored in sample(stage.sampler, params, prompts, samples, stage.sampling, seed, store=store):
         found[scored.problem.id, scored.rollout.sample] = scored
         heartbeat("rollouts", len(found), total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -34,6 +34,23 @@ Metrics = dict[str, float]
 Update = Callable[..., tuple[TrainState, Metrics]]
 
 
+class Compilations:
+    """How often its functions were traced, and so compiled, so far."""
+
+    def __init__(self):
+        self.count = 0
+
+    def of(self, function: Callable) -> Callable:
+        """The function, to be jitted."""
+
+        @wraps(function)
+        def call(*args):
+            self.count += 1
+            return function(*args)
+
+        return call
+
+
 def make_update(
     model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None, total_updates: int | None = None
 ) -> Update:
@@ -48,13 +65,15 @@ def make_update(
     finite changes only the counts in `state.opt_state`; see `check_finite`. reference: parameters that
     `config.algorithm.kl` pulls towards. total_updates: as in `stage_optimizer`.
     """
-    minibatches, epochs = config.updates.minibatches, config.updates.epochs
-    gradient, apply = make_gradient(model, config, mesh), make_apply(model, config, mesh, total_updates)
+    minibatches, epochs, compilations = config.updates.minibatches, config.updates.epochs, Compilations()
+    gradient = make_gradient(model, config, mesh, compilations)
+    apply = make_apply(model, config, mesh, total_updates, compilations)
     alone, logprobs_of = alone_in_rows(mesh, model.dtype), make_logprobs(model, mesh)
-    forward = jax.jit(lambda *args: logprobs_of(*args)[0], static_argnums=3, out_shardings=rows_sharding(mesh))
+    forward = compilations.of(lambda *args: logprobs_of(*args)[0])
+    forward = jax.jit(forward, static_argnums=3, out_shardings=rows_sharding(mesh))
 
     def update(state: TrainState, batches: Sequence[PackedBatch], temperature: float) -> tuple[TrainState, Metrics]:
-        start, temperature = time.perf_counter(), np.float32(temperature)
+        start, temperature, compiled = time.perf_counter(), np.float32(temperature), compilations.count
         if alone and any(batch.segment_ids.max() > 1 for batch in batches):
             raise ValueError("this mesh's attention kernel needs `pack(..., alone=True)`: a row has several")
 
@@ -89,7 +108,8 @@ def make_update(
         seconds, flops = time.perf_counter() - start, epochs * update_flops(model, batches)
         tokens = epochs * sum(int(np.count_nonzero(batch.segment_ids)) for batch in batches)
         peak_share = flops / seconds / (matmul_peak(model.dtype) * mesh.size)
-        return state, metrics | {"tokens_per_s": tokens / seconds, "flops": flops, "peak_share": peak_share}
+        metrics |= {"tokens_per_s": tokens / seconds, "flops": flops, "peak_share": peak_share}
+        return state, metrics | {"compilations": float(compilations.count - compiled)}
 
     return update
 
@@ -104,17 +124,20 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
     def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, trained: int | None = None):
         with mesh, nn.logical_axis_rules(RULES):
             hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
-        chosen = dict(mask_BT=rows.mask, trained=trained, mesh=mesh)
-        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **chosen)
+        chosen = None if trained is None else (rows.mask, trained)
+        settings = dict(trained=chosen, known=model.known_tokens, mesh=mesh)
+        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **settings)
 
     return logprobs
 
 
-def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+def make_accumulate(
+    model: ModelConfig, config: ConfigDict, mesh: Mesh, compilations: Compilations | None = None
+) -> Callable:
     """The jitted `accumulate(grads, params, rows, temperature, loss_scale, trained) -> (grads, totals)`.
 
     Adds the gradient of one more `PackedBatch` to grads, which are donated; totals are those of that batch alone.
-    Arguments and results are those of `make_gradient`; trained is static.
+    Arguments and results are those of `make_gradient`; trained is static. compilations: counts those of this one.
     """
     logprobs_of = make_logprobs(model, mesh)
 
@@ -127,24 +150,28 @@ def make_accumulate(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Calla
         return jax.tree.map(jnp.add, grads, new), totals
 
     shardings = param_shardings(model, mesh), replicated(mesh)
+    accumulate = (compilations or Compilations()).of(accumulate)
     return jax.jit(accumulate, donate_argnums=0, static_argnums=5, out_shardings=shardings)
 
 
-def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callable:
+def make_gradient(
+    model: ModelConfig, config: ConfigDict, mesh: Mesh, compilations: Compilations | None = None
+) -> Callable:
     """Builds `gradient(params, rows, temperature, loss_scale, trained=None) -> (grads, totals)`.
 
     rows: list of `PackedBatch` on the mesh. loss_scale: multiplies the loss before the backward pass. trained: for each
     of rows its `trained_tokens`; None: all tokens. grads: of the summed loss, float32, sharded as the parameters.
     totals: those of `batch_loss` over all rows; `divisor` tells what to divide grads and the summed loss by.
     """
-    accumulate, merge = make_accumulate(model, config, mesh), jax.jit(merge_totals, out_shardings=replicated(mesh))
+    accumulate = make_accumulate(model, config, mesh, compilations)
+    merge = jax.jit(merge_totals, out_shardings=replicated(mesh))
     zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
     after_batch = AFTER_BATCH[mesh.devices.flat[0].platform]
 
     def gradient(params, rows, temperature, loss_scale, trained=None):
         grads, totals = zeros(params), None
         for number, (batch, count) in enumerate(zip(rows, trained or [None] * len(rows), strict=True), start=1):
-            heartbeat("update", number, len(rows))
+            heartbeat("batches of the update", number, len(rows))
             grads, new = accumulate(grads, params, batch, temperature, loss_scale, count)
             totals = new if totals is None else merge(totals, new)
             after_batch((grads, totals))
@@ -153,7 +180,13 @@ def make_gradient(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> Callabl
     return gradient
 
 
-def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh, total_updates: int | None = None) -> Callable:
+def make_apply(
+    model: ModelConfig,
+    config: ConfigDict,
+    mesh: Mesh,
+    total_updates: int | None = None,
+    compilations: Compilations | None = None,
+) -> Callable:
     """The jitted `apply(state, grads, totals, usable) -> (state, metrics)`: one optimizer update; state is donated.
 
     grads, totals: of `make_gradient`. usable: bool; where it is False, or the loss or a gradient is not finite, nothing
@@ -173,6 +206,7 @@ def make_apply(model: ModelConfig, config: ConfigDict, mesh: Mesh, total_updates
         metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}
         return TrainState(state.step, params, opt_state), metrics
 
+    apply = (compilations or Compilations()).of(apply)
     return jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 

@@ -60,7 +60,7 @@ def test_pass_rates_count_and_every_finished_problem_is_on_disk(tmp_path):
         rates = measure(journal, engine)
     assert engine.asked == [problem.id for problem in PROBLEMS[2:]]
     assert [rates[problem.id].right for problem in PROBLEMS] == [0, 1, 2, 3, 4, 4]
-    assert rates[PROBLEMS[1].id] == PassRate(PROBLEMS[1].id, 1, 4, tokens=2 + 3 * 3)
+    assert rates[PROBLEMS[1].id] == PassRate(PROBLEMS[1].id, [*PROBLEMS[1].answers], 1, 4, tokens=2 + 3 * 3)
     engine = FewerAndFewer(most=0)
     with Journal(path, settings, PassRate) as journal:
         assert measure(journal, engine) == rates

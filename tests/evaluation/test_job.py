@@ -17,6 +17,7 @@ from polaris_jax.data.problems import SUFFIX
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import job, report
 from polaris_jax.evaluation.records import read_responses
+from polaris_jax.sampler import with_think_rule
 from polaris_jax.supervision import showing
 from polaris_jax.types import Rollout
 
@@ -25,9 +26,10 @@ SYNTHETIC = ROOT / "tests" / "evaluation" / "responses.parquet"
 
 
 class Parrot:
-    """An engine whose every response is the same; `sampled` counts them over all engines."""
+    """An engine whose every response is `text`; `sampled` counts them over all engines."""
 
     sampled = 0
+    text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
 
     def __init__(self, model, mesh, config):
         assert config.max_response_tokens == 32
@@ -36,8 +38,7 @@ class Parrot:
         return {}
 
     def generate(self, params, prompts, samples, sampling, seed):
-        text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
-        tokens = np.asarray(build_tokenizer(SUFFIX)(text, add_special_tokens=False)["input_ids"], np.int32)
+        tokens = np.asarray(build_tokenizer(SUFFIX)(self.text, add_special_tokens=False)["input_ids"], np.int32)
         assert (sampling.temperature, sampling.stop_ids) == (0.5, (tokens[-1],))
         for prompt in prompts:
             for sample in range(samples):
@@ -111,6 +112,72 @@ def test_long_questions_of_a_benchmark_are_asked_too(config, tmp_path):
     path.write_text(json.dumps({"problem": "What is " * 500, "answer": "50"}))
     changed = configs.override(config, {"evaluation.benchmarks": (str(path),)})
     assert job.run(changed, tmp_path / "out").scores[str(path)]["problems"] == 1
+
+
+def accuracy(config, output):
+    (scores,) = job.run(config, output).scores.values()
+    return scores["avg@2"]["mean"]
+
+
+def test_stored_responses_are_judged_by_the_answers_and_rules_of_today(config, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    config = configs.override(config, {"evaluation.benchmarks": (str(path),)})
+    for answer, expected in (("50", 1), ("7", 0), ("50", 1)):
+        path.write_text(json.dumps({"problem": "Start with 37. What is the result?", "answer": answer}))
+        assert accuracy(config, tmp_path / "out") == expected
+    assert Parrot.sampled == 2
+
+
+def test_another_think_rule_gives_other_verdicts_and_the_warning_names_it(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Parrot, "text", "The answer is \\boxed{50}<|im_end|>")
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"problem": "Start with 37. What is the result?", "answer": "50"}))
+    config = configs.override(config, {"evaluation.benchmarks": (str(path),)})
+    assert accuracy(config, tmp_path / "out") == 0  # the demo's chat template speaks of thoughts
+    assert "no response has </think>" in caplog.text
+    assert "--config.reward.require_think=no" in caplog.text
+    caplog.clear()
+    assert accuracy(configs.override(config, {"reward.require_think": "no"}), tmp_path / "out") == 1
+    assert not caplog.text
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["settings"]["require_think"] == "no"
+    assert accuracy(configs.override(config, {"reward.require_think": "yes"}), tmp_path / "out") == 0
+    assert Parrot.sampled == 2
+
+
+@pytest.mark.parametrize(("template", "rule"), [("{{ '<think>' }}", "yes"), ("{{ messages }}", "no")])
+def test_the_think_rule_follows_the_chat_template_unless_it_is_given(config, template, rule, capsys):
+    tokenizer = build_tokenizer(SUFFIX)
+    tokenizer.chat_template = template
+    assert with_think_rule(config, tokenizer).reward.require_think == rule
+    assert "config.reward.require_think" in capsys.readouterr().out
+    for given in ("yes", "no"):
+        config = configs.override(config, {"reward.require_think": given})
+        assert with_think_rule(config, tokenizer).reward.require_think == given
+
+
+def test_responses_of_others_that_do_not_think_are_read_from_their_start(tmp_path):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"problem": "q", "answer": "7", "responses": ["\\boxed{7}", "7"]}))
+    result, _ = job.judge_file(path, tiny.get_config(), tmp_path / "out")
+    assert result.scores["theirs"]["reasons"] == {"equal": 0.5, "no_box": 0.5}
+    assert list(report.explained(result.scores)) == ["theirs: 0.0% no </think>, 50.0% no box after the thoughts"]
+
+
+def test_more_than_half_cut_off_is_said_with_the_key():
+    scores = {"a": {"reasons": {}, "cut_off": 0.51}, "b": {"reasons": {}, "cut_off": None}}
+    (line,) = report.warnings(scores, 32)
+    assert "a: 51% of the responses were cut off at config.evaluation.max_response_tokens=32" in line
+
+
+def test_the_table_is_whole_in_80_columns():
+    interval = {"mean": 0.655, "low": 0.6, "high": 1.0}
+    scores = {"problems": 1234, "samples": 32, "avg@32": interval, "pass@32": interval, "maj@32": interval}
+    scores |= {"length": {"mean": 23456.0}, "no_box": 1.0, "cut_off": 1.0}
+    console = Console(width=80, record=True)
+    console.print(report.table({"aime24": scores, "/some/where/problems_of_mine.jsonl": scores}, "runs/mine"))
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("60.0-100.0    65.5   65.5  23,456   100.0    100.0") == 2
 
 
 def test_benchmarks_by_name_and_file(tmp_path):

@@ -113,7 +113,7 @@ def test_paged_decoding_equals_the_portable_attention(heads, platform):
     lengths = np.array([0, 2 * page_size + 3, 3 * page_size], np.int32)
     pages, table, new = cache_of(heads, page_size, lengths, 4)
     q = np.random.default_rng(2).normal(size=(3, 1, heads[0], heads[2])).astype(np.float32)
-    rest = pages, jnp.int32(1), table, lengths, new, np.array([[[True, True, True, False]]])
+    rest = paged_attention.Cache(pages, table, lengths), jnp.int32(1), new, np.array([[[True, True, True, False]]])
     found = jax.jit(partial(paged_attention._decode, platform, interpret=True))(q, *rest)
     np.testing.assert_allclose(found, PORTABLE_PAGED(q, *rest), atol=2e-5)
 
@@ -134,6 +134,11 @@ def test_a_prefilled_chunk_equals_the_portable_attention(platform, options, cach
     heads, T = (4, 2, 32), 32
     pages, table, new = cache_of(heads, 16, cached, T)
     q = np.random.default_rng(2).normal(size=(3, T, 4, 32)).astype(np.float32)
-    rest = pages, jnp.int32(1), table, np.array(cached, np.int32), new, np.tri(T, dtype=bool)[None]
+    rest = (
+        paged_attention.Cache(pages, table, np.array(cached, np.int32)),
+        jnp.int32(1),
+        new,
+        np.tri(T, dtype=bool)[None],
+    )
     found = jax.jit(partial(paged_attention._prefill, platform, **options))(q, *rest)
     np.testing.assert_allclose(found, PORTABLE_PAGED(q, *rest), atol=2e-5)

@@ -48,9 +48,27 @@ def test_half_precision_hidden_states_keep_float32_logits():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("slots", [8, 13, 21])
 @pytest.mark.parametrize("chunk", [None, 4])
-def test_slots_that_are_left_out_have_no_part_in_values_and_gradients(chunk, slots):
+def test_ids_without_a_token_are_no_part_of_the_softmax(chunk):
+    known = int(TARGETS.max()) + 1
+    more = np.concatenate([UNEMBEDDING[:known], 9 * UNEMBEDDING[:5]])  # large logits that nothing may see
+
+    def total(unembedding, **settings):
+        found = token_logprobs(HIDDEN, unembedding, TARGETS, 0.9, chunk=chunk, **settings)
+        return sum((w * x).sum() for w, x in zip(WEIGHTS, found, strict=True)), found
+
+    found, expected = (
+        jax.value_and_grad(total, has_aux=True)(*args, **settings)
+        for args, settings in (((more,), dict(known=known)), ((UNEMBEDDING[:known],), {}))
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), found[0], expected[0])
+    np.testing.assert_allclose(found[1][:known], expected[1], rtol=1e-5, atol=1e-5)
+    assert not found[1][known:].any()
+
+
+@pytest.mark.parametrize("count", [8, 13, 21])
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_tokens_that_are_left_out_have_no_part_in_values_and_gradients(chunk, count):
     mask = np.zeros((B, T), np.float32)
     mask.reshape(-1)[[0, 2, 3, 8, 13, 19, 20]] = 1
 
@@ -60,11 +78,11 @@ def test_slots_that_are_left_out_have_no_part_in_values_and_gradients(chunk, slo
 
     every, chosen = (
         jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(HIDDEN, UNEMBEDDING, **some)
-        for some in ({}, dict(mask_BT=mask, slots=slots))
+        for some in ({}, dict(trained=(mask, count)))
     )
     for found, expected in zip(chosen[0][1], every[0][1], strict=True):
         np.testing.assert_allclose(found[mask > 0], expected[mask > 0], atol=1e-5)
-        assert slots == B * T or not found[mask == 0].any()
+        assert count == B * T or not found[mask == 0].any()
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), chosen[1], every[1])
 
 

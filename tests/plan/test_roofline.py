@@ -95,14 +95,10 @@ def test_decoding_by_hand():
 
 
 def test_the_update_computes_for_padding_too():
-    """4 rows on 8 groups of devices: half of them are padding."""
-    config, assumed = toy(), Assumptions(packing=0.5)
-    config.updates.rows = 4
-    work = phase_work(TINY, config, plan_mesh({"fsdp": 8}, 8), assumed)["gradients"]
-    config.updates.rows = 8
-    full = phase_work(TINY, config, plan_mesh({"fsdp": 8}, 8), assumed)["gradients"]
-    assert work.flops == pytest.approx(2 * full.flops)
-    assert full.flops > 2 * full.useful == 2 * work.useful
+    config, mesh = toy(), plan_mesh({"fsdp": 8}, 8)
+    half, full = (phase_work(TINY, config, mesh, Assumptions(packing=share))["gradients"] for share in (0.5, 1.0))
+    assert half.flops == pytest.approx(2 * full.flops)
+    assert half.flops > 2 * half.useful == 2 * full.useful
 
 
 @pytest.mark.parametrize(

@@ -245,12 +245,15 @@ def test_sympy_is_imported_only_where_values_do_not_decide():
 
 def test_a_worker_that_sympy_kept_too_long_stays_in_service():
     with VerifierPool(1, timeout_s=4.0) as pool:
-        assert pool.submit("</think>\\boxed{\\int_0^1 x^2 dx}", "1/3").result().reason in (
-            Reason.EQUAL,
-            Reason.TIMED_OUT,
-        )
+        assert pool.submit("</think>\\boxed{\\int_0^1 x^2 dx}", "1/3").result().correct
         assert not pool.submit("</think>\\boxed{\\int_0^1 (x+1)^{10^9} dx}", "5").result().correct
         assert pool.submit("</think>\\boxed{\\sum_{k=1}^{\\infty} 1/2^k}", "1").result().correct
+
+
+def test_importing_sympy_does_not_count_as_time_of_a_case():
+    with VerifierPool(1, timeout_s=0.5) as pool:
+        assert pool.submit("</think>\\boxed{1/2}", "0.5").result().correct
+        assert pool.submit("</think>\\boxed{\\frac{d}{dx} x^3}", "3x^2").result().correct
 
 
 def test_workers_die_with_their_parent():

@@ -1,11 +1,12 @@
 """The gradient of a batch is one number: packing, grouping, order and recorded log-probs do not change it."""
 
+import math
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
 
@@ -13,7 +14,7 @@ from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.rl.losses import QUANTISED_CAP, importance_cap
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import AXES, make_mesh
-from polaris_jax.sharding.rows import TRAINED_STEP, put_rows, trained_tokens
+from polaris_jax.sharding.rows import put_rows, trained_tokens
 from polaris_jax.training.update import make_gradient, make_logprobs
 from polaris_jax.types import PackedBatch
 
@@ -68,6 +69,7 @@ def test_gradient_and_loss_do_not_need_the_tokens_that_are_not_trained_on(loss, 
     assert found[1] == pytest.approx(every[1], rel=1e-5)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_trained_tokens_hold_all_of_every_device(data):
     sizes = st.sampled_from([1, 2, 4])
@@ -84,7 +86,8 @@ def test_trained_tokens_hold_all_of_every_device(data):
     ]
     tokens = per_group * length // mesh.shape["context"]
     assert max(parts) <= found <= tokens
-    assert found == tokens or found - max(parts) < max(TRAINED_STEP, tokens / 16 + 1) or max(parts) == 0
+    assert found == tokens or found - max(parts) < tokens / 4 + 1 or max(parts) == 0
+    assert found in {min(tokens, quarters * math.ceil(tokens / 4)) for quarters in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "constant"])

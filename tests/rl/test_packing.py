@@ -1,12 +1,16 @@
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from polaris_jax.rl.packing import Sequence, from_rollouts, pack, rows_of
+from polaris_jax.sharding.mesh import AXES
+from polaris_jax.sharding.rows import row_groups, trained_tokens
 
 
 def updates(row_lengths=(16, 48), rows=4, minibatches=1):
@@ -51,12 +55,15 @@ def random_sequences(lengths, rng):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(2, 49), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
-def test_every_sequence_is_packed_whole_and_once(lengths, rows, minibatches, seed):
-    sequences = random_sequences(lengths, np.random.default_rng(seed))
-    batches, metrics = pack(sequences, updates(rows=rows, minibatches=minibatches))
+@given(st.lists(st.integers(2, 49), min_size=1, max_size=40), st.data())
+def test_every_sequence_is_packed_whole_and_once(lengths, data):
+    rows, groups, minibatches = (data.draw(st.integers(*bounds)) for bounds in ((0, 9), (1, 5), (1, 3)))
+    sequences = random_sequences(lengths, np.random.default_rng(data.draw(st.integers(0, 99))))
+    batches, metrics = pack(sequences, updates(rows=rows, minibatches=minibatches), groups=groups)
     assert unpack(batches) == expected(sequences)
-    assert all(batch.tokens.shape[1] in (16, 48) and batch.tokens.size <= rows * 48 for batch in batches)
+    most = 48 * groups * max(1, math.ceil(rows / groups))
+    assert all(batch.tokens.shape[1] in (16, 48) and batch.tokens.size <= most for batch in batches)
+    assert all(len(batch.tokens) % groups == 0 for batch in batches)
     assert len(batches) % minibatches == 0
     places = sum(batch.tokens.size for batch in batches if batch.segment_ids.any())
     assert metrics["packing_efficiency"] == pytest.approx(sum(n - 1 for n in lengths) / places)
@@ -81,18 +88,49 @@ def test_minibatches_deal_sequences_in_turn():
 
 @pytest.mark.parametrize(("length", "rows"), [(16_384, 24), (32_768, 8), (53_248, 8)])
 def test_short_rows_come_as_many_as_take_the_slots_of_the_longest(length, rows):
-    assert rows_of(updates(row_lengths=(16_384, 32_768, 53_248), rows=8), length) == rows
+    assert rows_of(updates(row_lengths=(16_384, 32_768, 53_248), rows=8), length, 8) == rows
+
+
+@pytest.mark.parametrize(("rows", "groups", "expected"), [(0, 8, 8), (8, 8, 8), (8, 32, 32), (9, 8, 16), (8, 1, 8)])
+def test_rows_suit_the_devices(rows, groups, expected):
+    assert rows_of(updates(rows=rows), 48, groups) == expected
 
 
 @pytest.mark.parametrize(
     ("count", "rows"),
-    [(0, []), (1, [2]), (2, [2]), (5, [6]), (9, [9]), (14, [15]), (16, [18]), (18, [18]), (19, [11, 9]), (36, [18, 18]),
-     (40, [15, 15, 11])],
+    [(0, []), (1, [4]), (4, [4]), (5, [4, 4]), (14, [4, 4, 4, 4]), (15, [18]), (18, [18]), (19, [18, 4]),
+     (36, [18, 18]), (41, [18, 18, 4, 4])],
 )  # fmt: skip
-def test_batches_of_a_length_share_its_rows_evenly_in_eighths(count, rows):
+def test_batches_of_a_length_are_full_ones_and_for_the_rest_quarters(count, rows):
     sequences = random_sequences([49] + [17] * count, np.random.default_rng(0))
     batches, _ = pack(sequences, updates(row_lengths=(16, 48), rows=6), alone=True)
     assert [len(batch.tokens) for batch in batches if batch.tokens.shape[1] == 16] == rows
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+def test_the_efficiency_counts_all_that_the_devices_hold(rows):
+    mesh, rng = AbstractMesh((2, 16, 1, 1), AXES), np.random.default_rng(0)
+    sequences = random_sequences(rng.integers(2, 49, 300), rng)
+    batches, metrics = pack(sequences, updates(row_lengths=(48,), rows=rows), groups=row_groups(mesh))
+    places = sum((len(batch.tokens) + -len(batch.tokens) % 32) * 48 for batch in batches)
+    assert metrics["packing_efficiency"] == pytest.approx(sum(len(s.tokens) - 1 for s in sequences) / places)
+    assert metrics["packing_efficiency"] > 0.8  # with 8 rows a batch it would be a quarter of that
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_programs_of_an_update_are_few(alone):
+    """At most eight for each length of a row, whatever is sampled."""
+    mesh, lengths, programs = AbstractMesh((1, 4, 1, 1), AXES), (128, 192, 512), set()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        sizes = np.clip(rng.lognormal(4.5, 0.8, 256), 20, 500).astype(int)
+        sequences = [
+            Sequence(np.zeros(n, np.int32), (np.arange(n) >= prompt).astype(np.float32))
+            for n, prompt in zip(sizes, rng.integers(1, 19, 256), strict=True)
+        ]
+        batches, _ = pack(sequences, updates(row_lengths=lengths, rows=0), groups=4, alone=alone)
+        programs |= {(batch.tokens.shape, trained_tokens(batch, mesh)) for batch in batches}
+    assert len(programs) <= 3 * 2 * 4 / 2  # half of what there could be
 
 
 def test_many_short_sequences_fill_their_rows():

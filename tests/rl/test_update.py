@@ -49,6 +49,18 @@ def test_several_updates_take_their_ratios_to_the_policy_before_the_first(start,
     assert metrics["ratio_min"] < 0.999
 
 
+def test_what_was_compiled_is_counted(start, config, sequences):
+    config.updates.rows, config.updates.minibatches = 2, 2
+    update, state = start()
+    counts = []
+    for half in (sequences, sequences, sequences[:4]):
+        state, metrics = update(state, pack(half, config.updates)[0], 1.0)
+        counts.append(metrics["compilations"])
+    assert counts[0] >= 3  # old log-probs, gradients and the optimizer
+    assert counts[1] == 0
+    assert counts[2] <= 2 * 2
+
+
 def test_sft_learns(start, config, sequences):
     config.algorithm.loss = "sft"
     config.optimizer.learning_rate = 1e-2

@@ -42,6 +42,19 @@ def test_a_context_is_extended_from_the_length_it_was_trained_with(own, longest,
     assert sampler_model(model, rollout_config()).yarn == own
 
 
+def test_rows_without_a_token_are_never_sampled_nor_counted(model, params, mesh):
+    known, temperature = 30, 5.0
+    engine = RolloutEngine(model.replace(known_tokens=known), mesh, rollout_config())
+    sampling = Sampling(temperature=temperature, max_response_tokens=24)
+    rollouts = list(engine.generate(params, PROMPTS, 3, sampling, 5))
+    assert {int(token) for rollout in rollouts for token in rollout.tokens} <= set(range(known))
+    for rollout in rollouts:
+        logits_TV = trainer_logits(model, params, rollout)[:, :known]
+        logprobs_TV = jax.nn.log_softmax(logits_TV / temperature)
+        found = np.take_along_axis(np.asarray(logprobs_TV), rollout.tokens[:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(rollout.logprobs, found, atol=1e-4)
+
+
 @pytest.fixture(scope="session")
 def expected(model, params):
     """What the obvious sampler gives for PROMPTS x 3, per sampling."""

@@ -16,12 +16,12 @@ from configs.base import get_config
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import init_params
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.sharding import rows
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rows import row_groups
 from polaris_jax.training.state import init_state
 from polaris_jax.training.update import make_update
 
-MODEL = ModelConfig(64, 32, 48, 2, 8, 4, 8, rope_theta=100.0, dtype="float32")
+MODEL = ModelConfig(64, 32, 48, 2, 8, 4, 8, rope_theta=100.0, dtype="float32", known_tokens=60)
 MESHES = (
     dict(data=2), dict(fsdp=2), dict(tensor=2), dict(context=2),
     dict(data=2, fsdp=2), dict(tensor=2, context=2), dict(fsdp=2, context=2), dict(fsdp=4),
@@ -40,7 +40,7 @@ def sequences():
         mask = np.ones(n, np.float32)
         mask[: n // 3] = 0
         logprobs = (-4 + rng.normal(0, 0.1, n)).astype(np.float32)
-        made.append(Sequence(rng.integers(0, 64, n).astype(np.int32), mask, float(rng.normal()), logprobs, i == 3))
+        made.append(Sequence(rng.integers(0, 60, n).astype(np.int32), mask, float(rng.normal()), logprobs, i == 3))
     return made
 
 
@@ -51,7 +51,7 @@ def first_moment(mesh):
     config.optimizer.clip_norm = 0.0
     params = nn.unbox(init_params(MODEL, jax.random.key(0)))
     state = init_state(MODEL, config, mesh, jax.tree.map(np.asarray, params))
-    batches, _ = pack(sequences(), config.updates)
+    batches, _ = pack(sequences(), config.updates, groups=row_groups(mesh))
     state, metrics = make_update(MODEL, config, mesh)(state, batches, 0.9)
     gather = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     moment = optax.tree.get(state.opt_state, "mu")
@@ -59,7 +59,6 @@ def first_moment(mesh):
 
 
 def main():
-    rows.TRAINED_STEP = 4  # so that tokens are left out of rows as short as these
     if len(sys.argv) > 1:
         address, process, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

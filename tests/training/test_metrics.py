@@ -57,6 +57,22 @@ def test_rows_that_are_gone_are_told(tmp_path, caplog):
     assert "metrics.jsonl: holds 1 of the 3 steps before" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"verdict/no_think_end": 1.0}, "step 1: no response has </think>"),
+        ({"cut_off": 0.6}, "step 1: 60% of the responses were cut off at config.rollout.max_response_tokens"),
+        ({"verdict/no_think_end": 0.9, "cut_off": 0.5}, ""),
+    ],
+)
+def test_rewards_that_are_low_for_another_reason_are_told_once(tmp_path, caplog, metrics, words):
+    with MetricsLogger(tmp_path, "test", 2, 0, ()) as logger:
+        for step in (1, 2):
+            logger.write(step, metrics)
+    assert words in caplog.text
+    assert len(caplog.messages) == bool(words)
+
+
 @contextmanager
 def full_disk(size):
     """No file of this process can grow beyond `size` bytes: as on a full disk, a write ends in the middle of a line."""

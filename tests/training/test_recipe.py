@@ -102,14 +102,6 @@ def test_the_export_has_the_context_that_was_evaluated(tiny_config, tmp_path, mo
         assert given["dtype"] == "float32"
 
 
-def test_progress_is_told_in_tenths():
-    told = []
-    progress = recipe.in_tenths(told.append)
-    for done in range(26):
-        progress("things", done, 25)
-    assert told == [f"{done} of 25 things" for done in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)]
-
-
 def test_every_config_survives_being_kept(tmp_path):
     for name in ("polaris_4b", "tiny_stages"):
         config = configs.load(f"configs/{name}.py")

@@ -1,0 +1,134 @@
+"""What a job shows of itself: a bar in a terminal, and elsewhere lines at a bounded pace, from the first seconds on.
+
+It is made of the heartbeats: what is done now, how much of it and how fast. Where no heartbeat can come, since JAX
+compiles, that is said, with what is compiled and for how long.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from polaris_jax.sharding.multihost import is_writer
+from polaris_jax.supervision.watchdog import compiling, showing
+
+TICK_S = 0.5  # between two looks
+FIRST_S, EVERY_S = 5.0, 30.0  # without a terminal: the first line, and then at most one in so many seconds
+COMPILING_S = 2.0  # a shorter compilation is not worth a word
+STEPS = "steps"  # the heartbeat that counts the whole job; others count parts of a step
+
+
+@contextmanager
+def display(title: str) -> Iterator[None]:
+    """Within the block, what the heartbeats say is shown under this title; of several processes by one."""
+    console = Console(quiet=not is_writer())
+    shown, done = Shown(title), threading.Event()
+    draw = _bar if console.is_terminal else _lines
+    thread = threading.Thread(target=draw, args=(console, shown, done), name="progress", daemon=True)
+    with showing(shown.heard):
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+@dataclass
+class Count:
+    """How much of a total is done, and since when it is counted, to tell its rate."""
+
+    done: int
+    total: int
+    first: int
+    since: float
+
+    def words(self, what: str, now: float) -> str:
+        """Such as "226 of 1,024 rollouts, 12.3/s, 1:05 left"; without rate before anything is done."""
+        text = f"{self.done:,} of {self.total:,} {what}"
+        if self.done <= self.first or now <= self.since:
+            return text
+        rate = (self.done - self.first) / (now - self.since)
+        speed = f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:,.1f}/min"
+        return f"{text}, {speed}, {clock((self.total - self.done) / rate)} left"
+
+
+class Shown:
+    """What is to be shown now, as text. Heartbeats come from any thread."""
+
+    def __init__(self, title: str):
+        self._title, self._began = title, time.monotonic()
+        self._what, self._counts = "loading", {}
+        self._program, self._compiling_since = None, 0.0
+
+    def heard(self, what: str, done: int | None = None, total: int | None = None) -> None:
+        """Takes in a heartbeat."""
+        if total is not None:
+            count, now = self._counts.get(what), time.monotonic()
+            again = count is None or total != count.total or done < count.done
+            self._counts[what] = Count(done, total, *((done, now) if again else (count.first, count.since)))
+        self._what = what
+
+    def count(self) -> Count | None:
+        """What a bar shows: the job's steps, or what is counted instead."""
+        return self._counts.get(STEPS) or self._counts.get(self._what)
+
+    def text(self) -> str:
+        """The line of this moment."""
+        now, what = time.monotonic(), self._what
+        parts = [self._counts[STEPS].words(STEPS, now)] if STEPS in self._counts else []
+        if what != STEPS:
+            parts.append(self._counts[what].words(what, now) if what in self._counts else what)
+        program = compiling()
+        if program != self._program:
+            self._program, self._compiling_since = program, now
+        if program is not None and now - self._compiling_since >= COMPILING_S:
+            parts.append(f"compiling {program} (first time, {now - self._compiling_since:.0f} s so far)")
+        return f"{self._title} {clock(now - self._began)}  {'; '.join([*parts, memory()])}"
+
+
+def clock(seconds: float) -> str:
+    """Such as 1:05 or 2:03:04."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def memory() -> str:
+    """The first device's memory in use where it has its own, else this process's."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return f"{stats['bytes_in_use'] / 2**30:.1f} of {stats['bytes_limit'] / 2**30:.1f} GiB"
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+        return f"{pages * resource.getpagesize() / 2**30:.1f} GiB"
+    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+
+
+def _lines(console: Console, shown: Shown, done: threading.Event) -> None:
+    due = time.monotonic() + FIRST_S
+    while not done.wait(TICK_S):
+        text = shown.text()  # each time: this is also the look at the compiler
+        if time.monotonic() >= due:
+            due = time.monotonic() + EVERY_S
+            with suppress(OSError):  # of a log file on a full disk
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _bar(console: Console, shown: Shown, done: threading.Event) -> None:
+    columns = (BarColumn(20), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        while not done.wait(TICK_S):
+            count = shown.count()
+            counted = {"completed": count.done, "total": count.total} if count else {}
+            bar.update(task, description=shown.text(), **counted)
