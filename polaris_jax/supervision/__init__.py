@@ -3,7 +3,7 @@
 from polaris_jax.supervision.interrupts import DeferredSignals
 from polaris_jax.supervision.preemption import Preempted, check, preemptible, requested
 from polaris_jax.supervision.progress import display
-from polaris_jax.supervision.watchdog import States, heartbeat, showing, supervised
+from polaris_jax.supervision.watchdog import States, heartbeat, patience, showing, supervised
 
 __all__ = [
     "DeferredSignals",
@@ -12,6 +12,7 @@ __all__ = [
     "check",
     "display",
     "heartbeat",
+    "patience",
     "preemptible",
     "requested",
     "showing",

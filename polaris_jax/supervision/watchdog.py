@@ -3,7 +3,7 @@
 Whoever makes progress calls `heartbeat`: the rollout engine between device calls, a loop at each phase of a step. What
 it says is shown by whoever asked for it with `showing`, such as a progress bar, so that no function in between carries
 it there. A program that is being compiled has no heartbeat, so that JAX's compiler on any thread's stack makes the
-watchdog wait `COMPILING` times as long.
+watchdog wait `PATIENCE` times as long; `patience` does the same for other calls without a heartbeat, such as saving.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from polaris_jax.errors import STUCK
 from polaris_jax.supervision.preemption import preemptible
 
-COMPILING = 10
+PATIENCE = 10
 TICKS = 20  # looks within the time that is allowed
 REPORT_S = 30.0  # for the report, which a file system that hangs must not hold up
 
@@ -33,6 +33,7 @@ States = dict[str, Callable[[], Any]]  # json-able states of the parts at work, 
 
 _heartbeats = itertools.count()
 _last = ["start", next(_heartbeats)]
+_patient: list[object] = []  # blocks that are within `patience`
 _shown_by: list[Callable[[str, int | None, int | None], None]] = []
 
 
@@ -55,6 +56,18 @@ def showing(show: Callable[[str, int | None, int | None], None]) -> Iterator[Non
         yield
     finally:
         _shown_by.remove(show)
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Within the block the watchdog waits `PATIENCE` times as long. The block's end is a heartbeat."""
+    block = object()
+    _patient.append(block)
+    try:
+        yield
+    finally:
+        heartbeat()
+        _patient.remove(block)
 
 
 @contextmanager
@@ -81,7 +94,7 @@ def _watch(limit_s: float, path: Path, states: States, done: threading.Event) ->
     seen, idle = _last[1], 0  # looks are counted rather than seconds: a process that was stopped is not stuck
     while not done.wait(limit_s / TICKS):
         seen, idle = _last[1], idle + 1 if _last[1] == seen else 0
-        if idle >= TICKS * (COMPILING if compiling() else 1):
+        if idle >= TICKS * (PATIENCE if _patient or compiling() else 1):
             _report(limit_s, path, states)
 
 

@@ -27,6 +27,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from polaris_jax import files
 from polaris_jax.errors import UserError
 from polaris_jax.sharding import multihost
+from polaris_jax.supervision import patience
 from polaris_jax.training.host import HostState, from_saved, to_saved
 from polaris_jax.training.state import TrainState
 
@@ -75,6 +76,7 @@ class Checkpoints:
         """Whether the state after `step` is saved or being saved."""
         return step in self._manager.all_steps()
 
+    @patience()
     def save(
         self,
         state: TrainState,
@@ -108,6 +110,7 @@ class Checkpoints:
             self._fail(error)
         self.seconds = time.monotonic() - self._began
 
+    @patience()
     def wait(self) -> None:
         """Returns when the save under way, if any, is complete or has failed."""
         try:
@@ -119,6 +122,7 @@ class Checkpoints:
                 print(f"checkpoint {self._step}: {self._bytes / 2**20:,.1f} MiB in {self._seconds:.1f} s", flush=True)
         self._saving = False
 
+    @patience()
     def restore(self, like: TrainState) -> tuple[TrainState, HostState] | None:
         """The newest whole checkpoint's state, placed like `like`, and its host state; None where there is none.
 

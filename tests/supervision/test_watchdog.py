@@ -12,7 +12,7 @@ from polaris_jax.errors import PREEMPTED, STUCK
 HEAD = """
 import threading, time
 from ml_collections import ConfigDict
-from polaris_jax.supervision import heartbeat, supervised
+from polaris_jax.supervision import heartbeat, patience, supervised
 def job(workdir, watchdog_s, grace_s):
     training = {"watchdog_minutes": watchdog_s / 60, "grace_s": grace_s}
     return supervised(ConfigDict({"training": training}), workdir)
@@ -26,7 +26,10 @@ with job(WORKDIR, 0.5, 60) as states:
         time.sleep(0.1)
         heartbeat("beating")
     build(2.0)
-    print("neither steady beats nor a long compilation are stuck", flush=True)
+    with patience():
+        time.sleep(2.0)
+    time.sleep(0.2)
+    print("neither steady beats nor a long compilation or save are stuck", flush=True)
     heartbeat("rollouts")
     lock = threading.Lock()
     lock.acquire()
