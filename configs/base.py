@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     c.algorithm.importance_cap = 0.0  # of weights from the sampler to old_logprobs; 0: none, or 2 with rollout.weights
     c.algorithm.kl = 0.0  # coefficient of the k3 KL to the reference model; 0: no reference
     c.algorithm.rescue = True  # a group that failed gets a right response of an earlier visit (rl/exploration.py)
-    c.algorithm.rescue_buffer = 65_536  # problems of which one right response is kept for that
+    c.algorithm.rescue_gib = 4.0  # right responses kept for that, the newest of each problem; in each process
     c.algorithm.substitute = True  # groups of equal rewards are replaced by copies of mixed ones
     c.algorithm.min_mixed = 0.0  # no update at this share of mixed groups or less (released code: 1/3); 0: off
     c.algorithm.overlong_buffer = 0  # tokens before the limit over which the reward falls by 1 (DAPO); 0: off

@@ -83,7 +83,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "algorithm.clip": _tuple_of("two numbers, below and above", float, lambda v: len(v) == 2 and min(v) >= 0),
     "algorithm.dual_clip": ("0 or more than 1", lambda value: value == 0 or value > 1),
     "algorithm.old_logprobs": _one_of(("trainer", "recorded")),
-    "algorithm.rescue_buffer": _AT_LEAST_ONE,
+    "algorithm.rescue_gib": _POSITIVE,
     "algorithm.min_mixed": ("a share below 1", lambda value: 0 <= value < 1),
     "updates.row_lengths": _tuple_of("one or more lengths of at least 1", int, lambda v: v and min(v) >= 1),
     **{f"updates.{key}": _AT_LEAST_ONE for key in ("minibatches", "epochs", "max_skipped")},

@@ -3,6 +3,8 @@
 heads          uint8, json: of each rollout [problem_id, sample, finish_reason, shapes], where shapes are those of its
                arrays in the order of `DTYPES`, null for one that it does not have
 prompt_tokens  int32, of all rollouts one behind the other; the other arrays of `DTYPES` likewise, flat
+
+The rescue's solutions are `COMPACT`.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ DTYPES = {
     "alternative_ids": np.int32,
     "alternative_logprobs": np.float32,
 }
+COMPACT = DTYPES | {"logprobs": np.float16}
 OPTIONAL = frozenset(DTYPES) - {"prompt_tokens", "tokens", "logprobs"}
 
 
-def rollouts_to_arrays(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
-    """The arrays above, none of them empty; no arrays where there are no rollouts."""
+def rollouts_to_arrays(rollouts: Sequence[Rollout], dtypes: Mapping[str, type] = DTYPES) -> dict[str, np.ndarray]:
+    """The arrays above, none of them empty; no arrays where there are no rollouts. dtypes: those of the rollouts."""
     heads, parts = [], {name: [] for name in DTYPES}
     for rollout in rollouts:
         found = {name: getattr(rollout, name, None) for name in DTYPES}
@@ -42,15 +45,15 @@ def rollouts_to_arrays(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
                 parts[name].append(array.reshape(-1))
     if not heads:
         return {}
-    flat = {name: np.concatenate(each, dtype=DTYPES[name]) for name, each in parts.items() if each}
+    flat = {name: np.concatenate(each, dtype=dtypes[name]) for name, each in parts.items() if each}
     return {"heads": np.frombuffer(json.dumps(heads).encode(), np.uint8), **flat}
 
 
-def rollouts_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Rollout]:
-    """The rollouts of `rollouts_to_arrays`, to the bit."""
+def rollouts_from_arrays(arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, type] = DTYPES) -> list[Rollout]:
+    """The rollouts of `rollouts_to_arrays` with the same dtypes, to the bit."""
     if not arrays:
         return []
-    flat = {name: np.asarray(arrays.get(name, ()), dtype) for name, dtype in DTYPES.items()}
+    flat = {name: np.asarray(arrays.get(name, ()), dtype) for name, dtype in dtypes.items()}
     rollouts, taken = [], dict.fromkeys(DTYPES, 0)
     for problem_id, sample, finish_reason, shapes in json.loads(np.asarray(arrays["heads"]).tobytes()):
         fields = {}

@@ -107,7 +107,7 @@ def train_step(
     # What the step tells the curriculum: pass rates, and a right response of each problem for later rescues.
     curriculum = visited(curriculum, batch.groups)
     if config.algorithm.rescue:
-        solutions = remember(curriculum.solutions, batch.groups, config.algorithm.rescue_buffer)
+        solutions = remember(curriculum.solutions, batch.groups, config.algorithm.rescue_gib * 2**30)
         curriculum = replace(curriculum, solutions=solutions)
     host = replace(host, curriculum=curriculum, next_batch=next_batch and next_batch.result())
 

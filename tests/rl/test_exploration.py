@@ -16,6 +16,7 @@ from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.types import Group, Problem, Rollout
 
 DRAWS = 4000
+KEPT_BYTES = 2 * 4 + 3 * (4 + 2)  # of a kept `rollout`: prompt, and tokens with their log-probs
 
 
 def rollout(name, sample, tokens=3):
@@ -127,11 +128,22 @@ def test_each_part_can_be_switched_off(config):
 
 
 def test_the_newest_right_response_is_kept_and_the_least_recently_written_goes():
-    solutions = remember({}, [group("a", [0, 1, 1]), group("b", [0, 0, 0]), group("c", [1, 0, 0])], 3)
+    solutions = remember({}, [group("a", [0, 1, 1]), group("b", [0, 0, 0]), group("c", [1, 0, 0])], 3 * KEPT_BYTES)
     assert {name: kept.sample for name, kept in solutions.items()} == {"a": 1, "c": 0}
-    solutions = remember(solutions, [group("a", [0, 0, 1]), group("c", [0, 0, 0])], 3)
+    solutions = remember(solutions, [group("a", [0, 0, 1]), group("c", [0, 0, 0])], 3 * KEPT_BYTES)
     assert {name: kept.sample for name, kept in solutions.items()} == {"a": 2, "c": 0}
-    assert list(remember(solutions, [group("d", [1, 1, 1])], 2)) == ["a", "d"]  # "c" was written before "a"
+    solutions = remember(solutions, [group("d", [1, 1, 1])], 2 * KEPT_BYTES)
+    assert list(solutions) == ["a", "d"]  # "c" was written before "a"
+
+
+def test_a_long_solution_takes_the_place_of_several_and_log_probs_are_kept_in_half():
+    short = remember({}, [group(name, [1]) for name in "abc"], 3 * KEPT_BYTES)
+    long = Group(Problem("d", "", ("1",)), (rollout("d", 0, tokens=6),), np.float32([1]))
+    kept = remember(short, [long], 3 * KEPT_BYTES)
+    assert list(kept) == ["c", "d"]
+    assert sum(r.prompt_tokens.nbytes + r.tokens.nbytes + r.logprobs.nbytes for r in kept.values()) == 26 + 44
+    np.testing.assert_allclose(kept["d"].logprobs, long.rollouts[0].logprobs, rtol=5e-4)
+    assert remember(short, [long], 43) == {}
 
 
 rewards = st.lists(st.sampled_from([0.0, 1.0]), min_size=4, max_size=4)
@@ -165,7 +177,7 @@ def test_the_buffer_equals_a_slow_list(visits, most):
     slow, solutions = [], {}
     for visit in visits:
         groups = [group(str(name), values) for name, values in dict(visit).items()]
-        solutions = remember(solutions, groups, most)
+        solutions = remember(solutions, groups, most * KEPT_BYTES)
         for visited in groups:
             right = [r for r, reward in zip(visited.rollouts, visited.rewards, strict=True) if reward == 1]
             if right:

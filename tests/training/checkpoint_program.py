@@ -31,6 +31,6 @@ with Checkpoints(Path(sys.argv[1]), settings()) as checkpoints:
     state, _ = checkpoints.restore(placed(state_at(0)))
     assert_same(state, state_at(1))
     assert len(state.params["w"].addressable_shards) == 8
-solution = Rollout("p", 0, np.array([1, 2], np.int32), np.array([3, 4, 5], np.int32), np.zeros(3, np.float32), "stop")
+solution = Rollout("p", 0, np.array([1, 2], np.int32), np.array([3, 4, 5], np.int32), np.zeros(3, np.float16), "stop")
 with Checkpoints(Path(sys.argv[2]), settings()) as checkpoints:
     checkpoints.save(placed(state_at(2)), HostState(Curriculum(solutions={"p": solution})))
