@@ -23,7 +23,7 @@ from polaris_jax.rl.losses import LOSSES, denominator, importance_cap, k3, segme
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.types import PackedBatch
 
-SLOTS_STEP = 128  # see `learnt_slots`
+SLOTS_STEP = 1024  # see `learnt_slots`
 
 
 def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
