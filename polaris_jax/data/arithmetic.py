@@ -127,7 +127,7 @@ def conversations(
     suffix: str,
     seed: int = 0,
     *,
-    careful: float = 0.25,
+    careful: float = 0.35,
     practice: float = 0.3,
     mixing: tuple[float, float] = (0.6, 0.75),
 ) -> list[list[dict[str, str]]]:
