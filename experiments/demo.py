@@ -136,11 +136,9 @@ def export_and_compare(config, source: Path, target: Path) -> bool:
     longest = config.evaluation.max_response_tokens
     greedy = Sampling(temperature=0.0, max_response_tokens=longest, stop_ids=hf.stop_ids(tokenizer))
     engine = RolloutEngine(model, mesh, config.rollout)
-    ours = {r.problem_id: r.tokens for r in engine.generate(params, list(prompts.values()), 1, greedy, 0)}
+    ours = {r.problem_id: r.tokens for r in engine.generate(params, prompts, 1, greedy, 0)}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(target)
-    return all(
-        np.array_equal(ours[name], greedy_answer(theirs, prompt.tokens, longest)) for name, prompt in prompts.items()
-    )
+    return all(np.array_equal(ours[p.problem.id], greedy_answer(theirs, p.tokens, longest)) for p in prompts)
 
 
 def greedy_answer(model: transformers.PreTrainedModel, prompt: np.ndarray, max_tokens: int) -> np.ndarray:
