@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.config import override
 from polaris_jax.rewards import Reason, Verdict, VerifierPool
+from polaris_jax.rewards.kept import KeptVerdicts
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.rollout.codec import rollouts_of_others
 from polaris_jax.rollout.store import stored
@@ -54,8 +55,9 @@ def sample(
 
     A problem that is asked twice, as by two benchmarks, is sampled once and judged for each. seed: as in
     `RolloutEngine.generate`. store: a file that keeps finished rollouts for a repetition of the same call
-    (`rollout/store.py`). Of several processes each samples and judges its share; with `gather` all then yield the
-    responses of all. Raises UserError for a prompt that cannot fit, before anything is compiled.
+    (`rollout/store.py`); their verdicts are kept beside it, in STORE.verdicts. Of several processes each samples and
+    judges its share; with `gather` all then yield the responses of all. Raises UserError for a prompt that cannot fit,
+    before anything is compiled.
     """
     problems: dict[str, list[Problem]] = {}
     for prompt in prompts:
@@ -63,10 +65,11 @@ def sample(
     distinct = list({prompt.problem.id: prompt for prompt in prompts}.values())
     rollouts = stored(sampler.engine, params, distinct, samples, sampling, seed, store) if distinct else ()
     share: list[Scored] = []
-    for scored in _judged(sampler, problems, rollouts):
-        if gather and jax.process_count() > 1:
-            share.append(scored)
-        yield scored
+    with KeptVerdicts(store and store.with_name(f"{store.name}.verdicts")) as kept:
+        for scored in _judged(sampler, problems, rollouts, kept):
+            if gather and jax.process_count() > 1:
+                share.append(scored)
+            yield scored
     if gather and jax.process_count() > 1:  # afterwards all processes hold the same again
         yield from _of_others(share, problems, sampler.tokenizer)
 
@@ -113,20 +116,32 @@ def verifier_pool(config: ConfigDict) -> VerifierPool:
 
 
 def _judged(
-    sampler: Sampler, problems: Mapping[str, Sequence[Problem]], rollouts: Iterable[Rollout]
+    sampler: Sampler, problems: Mapping[str, Sequence[Problem]], rollouts: Iterable[Rollout], kept: KeptVerdicts
 ) -> Iterator[Scored]:
-    """The rollouts, judged for each problem of their id: in their order, each as soon as its verdict is known."""
+    """The rollouts, judged for each problem of their id: in their order, each as soon as its verdict is known.
+
+    A verdict is kept before it is given out, so that whoever saw one sees no other after a restart.
+    """
     waiting: deque[tuple[Problem, Rollout, str, Future[Verdict]]] = deque()
+
+    def submitted(text: str, answers: Sequence[str]) -> Future[Verdict]:
+        verdict = kept.find(text, answers)
+        if verdict is None:
+            return sampler.verifier.submit(text, answers)
+        known_already: Future[Verdict] = Future()
+        known_already.set_result(verdict)
+        return known_already
 
     def known(wait: bool) -> Iterator[Scored]:
         while waiting and (wait or waiting[0][-1].done()):
-            *scored, verdict = waiting.popleft()
-            yield Scored(*scored, verdict.result())
+            problem, rollout, text, verdict = waiting.popleft()
+            kept.keep(text, problem.answers, verdict.result())
+            yield Scored(problem, rollout, text, verdict.result())
 
     for rollout in rollouts:
         text = response_text(rollout, sampler.tokenizer)
         for problem in problems[rollout.problem_id]:
-            waiting.append((problem, rollout, text, sampler.verifier.submit(text, problem.answers)))
+            waiting.append((problem, rollout, text, submitted(text, problem.answers)))
         yield from known(wait=False)
     yield from known(wait=True)
 

@@ -1,6 +1,7 @@
 """Rollouts on disk until a checkpoint holds what was trained on them, so that a restart does not sample them again.
 
-WORKDIR/rollouts/STEP.PROCESS   what this process sampled for the update behind STEP
+WORKDIR/rollouts/STEP.PROCESS            what this process sampled for the update behind STEP
+WORKDIR/rollouts/STEP.PROCESS.verdicts   what its verifier said of them (`rewards/kept.py`)
 
 A step whose sampling was complete is so repeated to the bit. Where SIGTERM or Ctrl-C ended the sampling, the finished
 rollouts are kept too; the others are sampled beside fewer neighbours then, which gives the same tokens, but may move
@@ -75,7 +76,7 @@ def load(path: Path, address: dict[str, Any]) -> list[Rollout]:
 
 
 def forget(workdir: Path) -> None:
-    """Removes what was kept for the steps before the newest checkpoint."""
+    """Removes the rollouts and verdicts that were kept for the steps before the newest checkpoint."""
     saved = max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
     for path in (workdir / "rollouts").glob("[0-9]*.*"):
         if int(path.name.split(".")[0]) < saved:
