@@ -9,20 +9,24 @@ from typing import Any
 import jax
 
 
-def _wait_for_memory(arrays: Any) -> None:
-    """Waits until a batch is computed, and a moment longer, after which the CPU client has freed what it needed.
+def _wait_for_memory(present: Any, before: Any) -> None:
+    """Waits until the present batch is computed, and a moment longer, after which the CPU client has freed what it needed.
 
     Else the activations of several batches are in memory at once. Accelerators run batches one after the other in
     memory of one, and must find the next one queued.
     """
-    jax.block_until_ready(arrays)
+    jax.block_until_ready(present)
     time.sleep(5e-4)
 
 
-def _queue_the_next(arrays: Any) -> None:
-    """Returns at once."""
+def _queue_one(present: Any, before: Any) -> None:
+    """Waits until the batch before is computed, so that one is queued behind the one that runs.
+
+    Were all queued at once, nothing would be heard of an update until its end, which the watchdog takes for a hang.
+    """
+    jax.block_until_ready(before)
 
 
-AFTER_BATCH: dict[str, Callable[[Any], None]] = {
-    "cpu": _wait_for_memory, "gpu": _queue_the_next, "tpu": _queue_the_next,
+AFTER_BATCH: dict[str, Callable[[Any, Any], None]] = {
+    "cpu": _wait_for_memory, "gpu": _queue_one, "tpu": _queue_one,
 }  # fmt: skip

@@ -71,6 +71,15 @@ def make_update(
     alone, logprobs_of = alone_in_rows(mesh, model.dtype), make_logprobs(model, mesh)
     forward = compilations.of(lambda *args: logprobs_of(*args)[0])
     forward = jax.jit(forward, static_argnums=3, out_shardings=rows_sharding(mesh))
+    after_batch = AFTER_BATCH[mesh.devices.flat[0].platform]
+
+    def in_turn(what: str, params: Any, rows: Sequence[PackedBatch], temperature: Any, counts: Sequence) -> list:
+        found = []
+        for number, (batch, count) in enumerate(zip(rows, counts, strict=True), start=1):
+            heartbeat(f"batches of the {what}", number, len(rows))
+            found.append(forward(params, batch, temperature, count))
+            after_batch(found[-1], found[-2:-1])
+        return found
 
     def update(state: TrainState, batches: Sequence[PackedBatch], temperature: float) -> tuple[TrainState, Metrics]:
         start, temperature, compiled = time.perf_counter(), np.float32(temperature), compilations.count
@@ -84,10 +93,10 @@ def make_update(
 
         # With one update per batch the old log-probs are the current ones; with several they are computed once.
         if minibatches * epochs > 1:
-            olds = [forward(state.params, batch, temperature, n) for batch, n in zip(rows, counts, strict=True)]
+            olds = in_turn("old log-probs", state.params, rows, temperature, counts)
             rows = [batch._replace(old_logprobs=old) for batch, old in zip(rows, olds, strict=True)]
         if config.algorithm.kl:
-            fixed = [forward(reference, batch, temperature, n) for batch, n in zip(rows, counts, strict=True)]
+            fixed = in_turn("reference log-probs", reference, rows, temperature, counts)
             rows = [batch._replace(reference_logprobs=one) for batch, one in zip(rows, fixed, strict=True)]
 
         # One gradient and one step of the optimizer for each mini-batch of each epoch.
@@ -173,8 +182,8 @@ def make_gradient(
         for number, (batch, count) in enumerate(zip(rows, trained or [None] * len(rows), strict=True), start=1):
             heartbeat("batches of the update", number, len(rows))
             grads, new = accumulate(grads, params, batch, temperature, loss_scale, count)
-            totals = new if totals is None else merge(totals, new)
-            after_batch((grads, totals))
+            before, totals = totals, new if totals is None else merge(totals, new)
+            after_batch((grads, totals), before)
         return grads, totals
 
     return gradient

@@ -1,10 +1,16 @@
+import time
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from polaris_jax import supervision
 from polaris_jax.optim.optimizer import updates_applied
 from polaris_jax.rl.packing import pack
 from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training import update as updates
+from polaris_jax.training.platform import AFTER_BATCH
 from polaris_jax.training.state import init_state
 from polaris_jax.training.update import NonFiniteUpdates, check_finite, make_update
 
@@ -59,6 +65,38 @@ def test_what_was_compiled_is_counted(start, config, sequences):
     assert counts[0] >= 3  # old log-probs, gradients and the optimizer
     assert counts[1] == 0
     assert counts[2] <= 2 * 2
+
+
+BATCH_S = 0.2
+
+
+def slow(function):
+    """The same, but its results are there only after `BATCH_S`, while the call itself returns at once."""
+
+    @jax.jit
+    def later(tree):
+        first, scalar = jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct((), jnp.float32)
+        zero = jax.pure_callback(lambda _: time.sleep(BATCH_S) or jnp.float32(0), scalar, first)
+        return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
+
+    return lambda *args: later(function(*args))
+
+
+@pytest.mark.parametrize("platform", AFTER_BATCH)
+def test_a_long_update_is_heard_of_while_it_runs(platform, start, config, sequences, monkeypatch):
+    """Else the watchdog takes it for a hang: an update may last longer than `training.watchdog_minutes`."""
+    config.updates.rows = 1
+    monkeypatch.setitem(AFTER_BATCH, "cpu", AFTER_BATCH[platform])
+    make_accumulate = updates.make_accumulate
+    monkeypatch.setattr(updates, "make_accumulate", lambda *args: slow(make_accumulate(*args)))
+    update, state = start()
+    batches = (pack(sequences, config.updates)[0] * 8)[:8]
+    state, _ = update(state, batches, 1.0)  # compiles
+    times = [time.monotonic()]
+    with supervision.showing(lambda *_: times.append(time.monotonic())):
+        update(state, batches, 1.0)
+    times.append(time.monotonic())
+    assert max(np.diff(times)) < 4 * BATCH_S < times[-1] - times[0]
 
 
 def test_sft_learns(start, config, sequences):
