@@ -28,6 +28,7 @@ setup(
         "numpy>=2.0,<3",
         "pandas>=2.2,<4",
         "pyarrow>=17",
+        "filelock>=3.13",  # by which JAX bounds the cache of compiled programs
         "tensorboard>=2.17,<3",
         "ml-collections>=1.0,<2",
         "absl-py>=2.1,<3",

@@ -11,7 +11,7 @@ def get_config():
     c.search.problems = 32
     c.search.highest = 1.1  # hotter, a tiny model restores its diversity with mistakes: 1.55, at half the accuracy
     c.stages = (
-        dict(name="short", steps=20, temperature=1.0, max_response_tokens=80),
-        dict(name="long", steps=25, temperature="search", max_response_tokens=96),
+        dict(name="short", steps=20, temperature=1.0, max_response_tokens=56),
+        dict(name="long", steps=25, temperature="search", max_response_tokens=72),
     )
     return c

@@ -18,7 +18,7 @@ ROOT = flags.DEFINE_string("root", str(Path(__file__).resolve().parents[1]), "Th
 
 # The rooms from the ground up; imports run downwards, or stay within a line.
 FLOORS = (
-    ("errors", "types", "host_memory"),
+    ("errors", "types", "host_memory", "compilations"),
     ("ops",),
     ("models",),
     ("sharding",),

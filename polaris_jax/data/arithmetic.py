@@ -1,23 +1,26 @@
 r"""Chained arithmetic in words: graded, endless, verifiable; small enough for a tiny model on two cores.
 
-    Start with 37, first +5, second *2, third -7. What is the result?
+    Start with 22, first +5, second *2, third -7. What is the result?
 
-Every total stays between 10 and 99. A trace is careful (one operation a line) or hasty (several operations folded
+Every total stays between 10 and 59. A trace is careful (one operation a line) or hasty (several operations folded
 into one line, a leap that a tiny model cannot compute in its head):
 
-    careful: <think> 37. first +5 on 37 is 42. second *2 on 42 is 84. third -7 on 84 is 77.</think> ...
-    hasty:   <think> 37. first +5 second *2 on 37 is 84. third -7 on 84 is 77.</think> ...
+    careful: <think> 22. first +5 on 22 is 27. second *2 on 27 is 54. third -7 on 54 is 47.</think> ...
+    hasty:   <think> 22. first +5 second *2 on 22 is 54. third -7 on 54 is 47.</think> ...
 
-So a model that imitates both styles fails often, and reinforcement learning has something true to find: write out
-every step. Reward and response length grow together, as they do with real reasoning models.
+A model that imitates both styles knows every single operation and yet fails often, so that reinforcement learning has
+something true to find: write out every step. Reward and response length grow together, as they do with real reasoning
+models.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -32,7 +35,7 @@ from polaris_jax.types import Problem
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 OPERATIONS = (*(f"{sign}{n}" for sign in "+-" for n in range(1, 10)), "*2", "*3")
-LOWEST, HIGHEST = 10, 99  # of every total
+LOWEST, HIGHEST = 10, 59  # of every total
 PRACTICE_OPERATIONS = (5, 7)
 TEST_SHARE = 16  # one problem in so many is held out
 
@@ -113,10 +116,10 @@ def problems(split: str, count: int, suffix: str, seed: int = 0, operations: tup
 
 
 def hasty_lines(rng: Random, operations: int) -> tuple[int, ...]:
-    """Random line lengths of one to three operations that cover `operations`."""
+    """Random line lengths of two to four operations that cover `operations`; one may be left for the last line."""
     lines: list[int] = []
-    while sum(lines) < operations:
-        lines.append(rng.randint(1, min(3, operations - sum(lines))))
+    while (left := operations - sum(lines)) > 0:
+        lines.append(min(rng.randint(2, 4), left))
     return tuple(lines)
 
 
@@ -125,28 +128,42 @@ def conversations(
     suffix: str,
     seed: int = 0,
     *,
-    mixed: float = 0.15,
-    careful: float = 0.25,
-    practice: float = 0.6,
+    careful: float = 0.35,
+    practice: float = 0.3,
+    mixing: tuple[float, float] = (0.6, 0.75),
 ) -> list[list[dict[str, str]]]:
     """SFT conversations on training chains, as lists of {role, content}, in the order to learn them.
 
-    mixed: share at the end whose styles are mixed at random, careful with probability `careful`, else hasty; all before
-        is careful. Folded lines that come earlier keep a tiny model from learning the arithmetic.
+    careful: share of the careful style at the end; the rest is hasty.
     practice: share of the careful ones that is a long trace without its question, which teaches arithmetic cheaply.
+    mixing: parts of the whole between which the hasty style comes in, its share growing linearly. Before, it would keep
+        a tiny model from learning the arithmetic; at once, it would shake what is learnt.
     """
     rng = Random(f"styles {seed}")
     answered, practised = chains("train", seed), chains("train", seed, PRACTICE_OPERATIONS)
     rows = []
     for i in range(count):
-        folded = i >= count * (1 - mixed) and rng.random() >= careful
-        asked = folded or rng.random() >= practice
+        mixed = (i / count - mixing[0]) / (mixing[1] - mixing[0])
+        hasty = rng.random() < (1 - careful) * min(max(mixed, 0.0), 1.0)
+        asked = hasty or rng.random() >= practice
         chain = next(answered if asked else practised)
         steps = len(chain.operations)
-        trace = chain.trace(hasty_lines(rng, steps) if folded else (1,) * steps)
+        trace = chain.trace(hasty_lines(rng, steps) if hasty else (1,) * steps)
         question = [{"role": "user", "content": f"{chain.question} {suffix}"}] if asked else []
         rows.append([*question, {"role": "assistant", "content": trace}])
     return rows
+
+
+_LINE = re.compile(r"((?:\w+ [+\-*]\d+ )+)on (\d+) is (\d+)\.")
+
+
+def lines(response: str) -> list[tuple[int, bool]]:
+    """Of each line of a trace how many operations it has, and whether its result is right for what the line says."""
+    found = []
+    for words, total, result in _LINE.findall(response):
+        operations = words.split()[1::2]
+        found.append((len(operations), int(result) == reduce(_apply, operations, int(total))))
+    return found
 
 
 CHAT_TEMPLATE = (

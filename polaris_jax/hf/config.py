@@ -225,7 +225,9 @@ def config_from_json(text: str, where: str | Path = "model.json") -> ModelConfig
         described = config_to_hf(config, config.dtype)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not a model written by polaris_jax: {error}") from error
-    known = config.dtype in ("bfloat16", "float16", "float32") and config.remat in list(REMAT_POLICIES)
-    if not known or config_from_hf(described, where).replace(dtype=config.dtype, remat=config.remat) != config:
+    ours = {"dtype": config.dtype, "remat": config.remat, "known_tokens": config.known_tokens}
+    sound = config.dtype in ("bfloat16", "float16", "float32") and config.remat in list(REMAT_POLICIES)
+    sound = sound and config.known_tokens in range(config.vocab_size)
+    if not sound or config_from_hf(described, where).replace(**ours) != config:
         raise UserError(f"{where}: not a model written by polaris_jax: {text}")
     return config

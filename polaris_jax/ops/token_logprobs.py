@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +41,26 @@ def token_logprobs(
     """
     temperature = jnp.asarray(temperature, jnp.float32)
     mask_BT, count = trained or (jnp.ones(targets_BT.shape), None)
-    run, rows = partial(_device_logprobs, trained=count, known=known, chunk=chunk), P(ROWS[:2], ROWS[2])
-    if mesh is None or mesh.size == 1:
-        run = partial(run, axis=None)
-    else:
-        places = (rows, P("tensor"), rows, P(), rows)
-        run = jax.shard_map(partial(run, axis="tensor"), mesh=mesh, in_specs=places, out_specs=(rows, rows))
+    shard, rows = _Shard(count, known, chunk, None), P(ROWS[:2], ROWS[2])
+    run = partial(_device_logprobs, shard=shard)
+    if mesh is not None and mesh.size > 1:
+        run, places = partial(run, shard=shard._replace(axis="tensor")), (rows, P("tensor"), rows, P(), rows)
+        run = jax.shard_map(run, mesh=mesh, in_specs=places, out_specs=(rows, rows))
     return run(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT)
 
 
-def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT, *, trained, known, chunk, axis):
-    """One device's tokens; `axis` is the mesh axis the vocabulary is split over."""
+class _Shard(NamedTuple):
+    """What each device does: as in `token_logprobs`. axis: the mesh axis that the vocabulary is split over, or None."""
+
+    trained: int | None
+    known: int
+    chunk: int | None
+    axis: str | None
+
+
+def _device_logprobs(hidden_BTD, unembedding_VD, targets_BT, temperature, mask_BT, *, shard):
+    """One device's tokens."""
+    trained, known, chunk, axis = shard
     hidden_ND, targets_N = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), targets_BT.reshape(-1)
     body = partial(_chunk_logprobs, temperature=temperature, known=known, axis=axis)
     flat = partial(_flat_logprobs, unembedding_VD=unembedding_VD, body=body, chunk=chunk, axis=axis)

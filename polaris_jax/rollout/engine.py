@@ -80,7 +80,7 @@ class RolloutEngine:
         """
         # What there is to do: this process's groups, without what was sampled before an interruption.
         self._stop = multihost.SharedFlag()
-        call = GenerateCall(began=time.perf_counter(), traced=self._programs.traced)
+        call = GenerateCall(began=time.perf_counter(), traced=self._programs.compilations.count)
         resumed, queue = _without_resumed(self._groups(prompts, samples, sampling, seed, limits), resumed)
         call.total = sum(len(responses) for responses, _ in queue)
 
@@ -89,7 +89,7 @@ class RolloutEngine:
         jax.block_until_ready(weights)
         call.weight_sync_s = time.perf_counter() - call.began
         replicas = self._replicas = self._start_replicas(weights, sampling, call.counters)
-        self.metrics = call.metrics(self._programs.traced)
+        self.metrics = call.metrics(self._programs.compilations.count)
         try:
             yield from resumed
             while call.finished < call.total and not self._stop.is_set() and not preemption.requested():
@@ -104,7 +104,7 @@ class RolloutEngine:
 
                 # What is finished is counted and given out, and only then an interrupt may end the call.
                 call.count(done, [scheduled for replica in busy for scheduled in replica.responses])
-                self.metrics = call.metrics(self._programs.traced)
+                self.metrics = call.metrics(self._programs.compilations.count)
                 for response in done:
                     yield response.rollout()
                 deferred.deliver()
@@ -114,7 +114,7 @@ class RolloutEngine:
                 if call.finished < call.total:
                     self._stop.set()  # one that stops does not leave the others to finish
                 multihost.wait_for_all(self._while_others_sample)
-                self.metrics = call.of_all().metrics(self._programs.traced)
+                self.metrics = call.of_all().metrics(self._programs.compilations.count)
         finally:
             # The device's memory is the trainer's again: weights and cache go, but for pools that the platform keeps.
             self._pools = self._platform.keep_pools([replica.pool for replica in replicas])

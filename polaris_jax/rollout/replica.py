@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from polaris_jax.compilations import Compilations
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.kv_pages import NULL_PAGE, pages_for
@@ -29,25 +30,19 @@ COPIES = 16  # pages in one call
 
 
 class Programs:
-    """The jitted programs, shared by the replicas. traced: how often one was traced, and so compiled, so far."""
+    """The jitted programs, shared by the replicas, and how many of them were compiled so far."""
 
     def __init__(self, model: ModelConfig, steps: int, platform: Platform):
-        self.model, self.steps, self.platform, self.traced = model, steps, platform, 0
-        self._lay_out = jax.jit(self._counted(platform.lay_out), static_argnums=0) if platform.lay_out else None
-        self.prefill = jax.jit(self._counted(programs.prefill), static_argnums=(0, 1), donate_argnums=3)
-        self.copy = jax.jit(self._counted(programs.copy_pages), donate_argnums=0)
-        self.decode = jax.jit(self._counted(programs.decode), static_argnums=0, donate_argnums=2)
+        self.model, self.steps, self.platform, self.compilations = model, steps, platform, Compilations()
+        counted = self.compilations.of
+        self._lay_out = jax.jit(counted(platform.lay_out), static_argnums=0) if platform.lay_out else None
+        self.prefill = jax.jit(counted(programs.prefill), static_argnums=(0, 1), donate_argnums=3)
+        self.copy = jax.jit(counted(programs.copy_pages), donate_argnums=0)
+        self.decode = jax.jit(counted(programs.decode), static_argnums=0, donate_argnums=2)
 
     def lay_out(self, params: Any) -> Any:
         """The sampler's parameters as the other programs want them."""
         return self._lay_out(self.model, params) if self._lay_out else params
-
-    def _counted(self, function):
-        def call(*args):
-            self.traced += 1
-            return function(*args)
-
-        return call
 
 
 class Replica:

@@ -37,12 +37,12 @@ def enable_compilation_cache(directory: str | Path) -> None:
 
 
 def users_directory() -> str:
-    """Where the user's caches are: a directory for each kind of CPU, since homes are shared by unlike machines."""
+    """Where the user's caches are: a directory for each kind of processor, since unlike machines share homes."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(home, "polaris_jax", "compiled", _kind_of_cpu())
+    return os.path.join(home, "polaris_jax", "compiled", _kind_of_processor())
 
 
-def _kind_of_cpu() -> str:
+def _kind_of_processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from polaris_jax import hf
 from polaris_jax.data import arithmetic
 from polaris_jax.data.cleaning import verifiable
 from polaris_jax.data.problems import chat_rows, load_problems
+from polaris_jax.data.prompts import make_prompts
 from polaris_jax.data.rows import summary
 from polaris_jax.errors import UserError
 from polaris_jax.files import write_whole
@@ -22,7 +24,7 @@ from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.supervision import heartbeat
-from polaris_jax.types import Problem
+from polaris_jax.types import Problem, Prompt
 
 ARITHMETIC_PROBLEMS = 4096  # of the endless supply
 
@@ -68,6 +70,28 @@ def load_train_problems(config: ConfigDict) -> list[Problem]:
     if not problems:
         raise UserError(f"{config.data.train}: no ground truth can be verified: {summary(faults)}")
     return problems
+
+
+def training_prompts(stages: Sequence[ConfigDict], tokenizer: PreTrainedTokenizerBase) -> list[list[Prompt]]:
+    """The prompts of each stage; stages with the same data share one list, which is loaded once.
+
+    Raises UserError where a stage's rows, prompts and responses do not fit.
+    """
+    loaded: dict[tuple[str, int], list[Prompt]] = {}
+    found = []
+    for stage in stages:
+        key = stage.data.train, stage.data.max_prompt_tokens
+        if key not in loaded:
+            loaded[key] = make_prompts(load_train_problems(stage), tokenizer, stage.data.max_prompt_tokens)
+        found.append(loaded[key])
+        if stage.rollout.prompts > len(loaded[key]):
+            raise UserError(
+                f"config.rollout.prompts: {stage.rollout.prompts} a step, but there are {len(loaded[key])} problems "
+                f"with prompts of at most config.data.max_prompt_tokens={stage.data.max_prompt_tokens}"
+            )
+        longest = max(len(prompt.tokens) for prompt in loaded[key]) + stage.rollout.max_response_tokens
+        check_rows(stage, longest, stage.rollout.prompts * stage.rollout.samples)
+    return found
 
 
 def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:

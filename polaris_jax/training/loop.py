@@ -15,14 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from polaris_jax import config as configs
 from polaris_jax import supervision
 from polaris_jax.data.prompts import make_prompts
-from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate
 from polaris_jax.evaluation.job import load_benchmarks
 from polaris_jax.hf import stop_ids
 from polaris_jax.optim.optimizer import restart_schedule
 from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.rollout.engine import extended
-from polaris_jax.runs.start import check_rows, load_model, load_tokenizer, load_train_problems, save_model_files
+from polaris_jax.runs.start import load_model, load_tokenizer, save_model_files, training_prompts
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_meshes
@@ -58,8 +57,6 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     meshes, sampling_meshes = zip(*(make_meshes(stage.mesh, stage.rollout.devices) for stage in stages), strict=True)
     tokenizer = load_tokenizer(config)
     prompts = training_prompts(stages, tokenizer)
-    for stage, own in zip(stages, prompts, strict=True):
-        check_fits(stage, own)
     held_out = [held_out_prompts(stage, tokenizer) for stage in stages]
 
     # The model, its sampler for each stage, and the state, from the newest checkpoint where there is one.
@@ -137,27 +134,6 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
         checkpoints.wait()
         store.forget(workdir)
         return log.history()
-
-
-def training_prompts(stages: Sequence[ConfigDict], tokenizer: PreTrainedTokenizerBase) -> list[list[Prompt]]:
-    """The prompts of each stage; stages with the same data share one list, which is loaded once."""
-    loaded: dict[tuple[str, int], list[Prompt]] = {}
-    for stage in stages:
-        key = stage.data.train, stage.data.max_prompt_tokens
-        if key not in loaded:
-            loaded[key] = make_prompts(load_train_problems(stage), tokenizer, stage.data.max_prompt_tokens)
-    return [loaded[stage.data.train, stage.data.max_prompt_tokens] for stage in stages]
-
-
-def check_fits(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
-    """Raises UserError where a stage's rows, prompts and responses do not fit."""
-    if config.rollout.prompts > len(prompts):
-        raise UserError(
-            f"config.rollout.prompts: {config.rollout.prompts} a step, but there are {len(prompts)} problems with "
-            f"prompts of at most config.data.max_prompt_tokens={config.data.max_prompt_tokens}"
-        )
-    longest = max(len(prompt.tokens) for prompt in prompts) + config.rollout.max_response_tokens
-    check_rows(config, longest, config.rollout.prompts * config.rollout.samples)
 
 
 def held_out_prompts(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:

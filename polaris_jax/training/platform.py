@@ -10,7 +10,7 @@ import jax
 
 
 def _wait_for_memory(present: Any, before: Any) -> None:
-    """Waits until the present batch is computed, and a moment longer, for the CPU client to free what it needed.
+    """Waits until the present batch is computed, and a moment more, when the CPU client has freed what that needed.
 
     Else the activations of several batches are in memory at once. Accelerators run batches one after the other in
     memory of one, and must find the next one queued.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from polaris_jax.compilations import Compilations
 from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.flops import update_flops
 from polaris_jax.models.presets import ModelConfig
@@ -32,23 +33,6 @@ from polaris_jax.types import PackedBatch
 
 Metrics = dict[str, float]
 Update = Callable[..., tuple[TrainState, Metrics]]
-
-
-class Compilations:
-    """How often its functions were traced, and so compiled, so far."""
-
-    def __init__(self):
-        self.count = 0
-
-    def of(self, function: Callable) -> Callable:
-        """The function, to be jitted."""
-
-        @wraps(function)
-        def call(*args):
-            self.count += 1
-            return function(*args)
-
-        return call
 
 
 def make_update(

@@ -30,13 +30,13 @@ def test_chain_totals_follow_from_its_words(seed):
 
 
 def test_traces_are_written_as_documented():
-    chain = arithmetic.Chain(("+5", "*2", "-7"), (37, 42, 84, 77))
-    assert chain.question == "Start with 37, first +5, second *2, third -7. What is the result?"
+    chain = arithmetic.Chain(("+5", "*2", "-7"), (22, 27, 54, 47))
+    assert chain.question == "Start with 22, first +5, second *2, third -7. What is the result?"
     assert chain.trace((1, 1, 1)) == (
-        "<think> 37. first +5 on 37 is 42. second *2 on 42 is 84. third -7 on 84 is 77.</think>\n"
-        "The answer is \\boxed{77}"
+        "<think> 22. first +5 on 22 is 27. second *2 on 27 is 54. third -7 on 54 is 47.</think>\n"
+        "The answer is \\boxed{47}"
     )
-    assert "first +5 second *2 on 37 is 84. third -7 on 84 is 77." in chain.trace((2, 1))
+    assert "first +5 second *2 on 22 is 54. third -7 on 54 is 47." in chain.trace((2, 1))
 
 
 def test_splits_do_not_overlap_whatever_the_seed():
@@ -52,19 +52,24 @@ def test_sft_never_sees_a_held_out_question():
     assert not test & {message["content"] for row in rows for message in row}
 
 
-def test_only_the_end_of_the_conversations_is_hasty():
-    rows = arithmetic.conversations(1000, SUFFIX, mixed=0.3)
-    hasty = [
-        len(re.findall(r" on ", row[-1]["content"])) < len(re.findall(r"[+\-*]\d", row[-1]["content"])) for row in rows
-    ]
-    assert not any(hasty[:700])
-    assert any(hasty[700:])
+def is_hasty(row):
+    trace = row[-1]["content"]
+    return len(re.findall(r" on ", trace)) < len(re.findall(r"[+\-*]\d", trace))
+
+
+@pytest.mark.parametrize("careful", [0.0, 0.25, 1.0])
+def test_hasty_traces_come_in_little_by_little(careful):
+    rows = arithmetic.conversations(4000, SUFFIX, careful=careful, mixing=(0.25, 0.75))
+    none, few, more, most = ([*map(is_hasty, rows[i : i + 1000])].count(True) / 1000 for i in range(0, 4000, 1000))
+    share = 1 - careful
+    assert none == 0
+    assert [few, more, most] == pytest.approx([share / 4, share * 3 / 4, share], abs=0.06)
 
 
 def test_every_trace_boxes_its_answer():
     for problem, row in zip(
         arithmetic.problems("train", 200, SUFFIX),
-        arithmetic.conversations(200, SUFFIX, mixed=0.5, practice=0.0),
+        arithmetic.conversations(200, SUFFIX, practice=0.0),
         strict=True,
     ):
         assert row[0]["content"] == problem.question
@@ -75,11 +80,26 @@ def test_every_trace_boxes_its_answer():
 def test_hasty_lines_cover_all_operations(operations, seed):
     lines = arithmetic.hasty_lines(Random(seed), operations)
     assert sum(lines) == operations
-    assert set(lines) <= {1, 2, 3}
+    assert set(lines[:-1]) <= {2, 3, 4}
+    assert 1 <= lines[-1] <= 4
+
+
+@given(st.integers(0, 1000))
+def test_lines_of_a_true_trace_are_all_right(seed):
+    rng = Random(seed)
+    chain = arithmetic.sample_chain(rng)
+    lengths = arithmetic.hasty_lines(rng, len(chain.operations))
+    assert arithmetic.lines(chain.trace(lengths)) == [(length, True) for length in lengths]
+
+
+def test_lines_tell_where_a_trace_went_wrong():
+    trace = "<think> 22. first +5 on 22 is 27. second *2 third -7 on 27 is 46. fourth +1 on 46 is 47.</think>"
+    assert arithmetic.lines(trace) == [(1, True), (2, False), (1, True)]
+    assert arithmetic.lines("no trace at all") == []
 
 
 def test_tokenizer_decodes_to_the_exact_text(tokenizer):
-    for row in arithmetic.conversations(200, SUFFIX, mixed=0.5):
+    for row in arithmetic.conversations(200, SUFFIX):
         text = tokenizer.apply_chat_template(row, tokenize=False)
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids

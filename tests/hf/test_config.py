@@ -124,6 +124,8 @@ def test_sliding_window_that_is_not_in_use_is_no_matter():
 def test_json_round_trips(name, yarn):
     config = PRESETS[name].replace(yarn=yarn)
     assert hf.config_from_json(hf.config_to_json(config)) == config
+    some = config.replace(known_tokens=config.vocab_size - 7)
+    assert hf.config_from_json(hf.config_to_json(some)) == some
     again = hf.config_from_hf(hf.config_to_hf(config, "bfloat16"))
     assert again == config.replace(dtype=again.dtype, remat=again.remat)
 
