@@ -39,6 +39,7 @@ SMALLER = {
     "training.steps": 4,
     "training.checkpoint_every": 2,
     "optimizer.learning_rate": 1e-2,
+    "optimizer.warmup_steps": 0,
     "updates.rows": 8,
     "sft.steps": 4,
     "sft.checkpoint_every": 2,
