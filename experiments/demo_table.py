@@ -1,6 +1,7 @@
 """The demo over seeds and instruction sets, as a table: what docs/demo.md says, made again. Hours on two cores.
 
-python experiments/demo_table.py --workdir=runs/demo_table [--seeds=0,1,2] [--machine=plain --machine=AVX2]
+python experiments/demo_table.py --workdir=runs/demo_table
+python experiments/demo_table.py --workdir=runs/demo_table --seeds=0,1,2 --machine=plain --machine=AVX2
 """
 
 import json

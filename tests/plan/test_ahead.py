@@ -40,7 +40,7 @@ def test_every_device_function_of_the_tiny_model_compiles_with_its_kernels(topol
     calls = {name: set(function["calls"]) for name, function in found.items()}
     tpu = topology.startswith("v")
     assert calls == {
-        "accumulate/256": {"tpu_custom_call" if tpu else CUDNN},
+        "accumulate/128": {"tpu_custom_call" if tpu else CUDNN},
         "apply": set(),
         "weight_sync": set(),
         "prefill": {"tpu_custom_call" if tpu else CUDNN},

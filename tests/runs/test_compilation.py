@@ -61,6 +61,6 @@ def test_every_script_keeps_its_programs(given, tmp_path, monkeypatch):
     expected = {
         "flag": f"{tmp_path}/flag {compilation.MOST_BYTES}",
         "nowhere": "None -1",
-        "user": f"{tmp_path}/home/polaris_jax/compiled/{compilation._kind_of_cpu()} {compilation.MOST_BYTES}",
+        "user": f"{tmp_path}/home/polaris_jax/compiled/{compilation._kind_of_processor()} {compilation.MOST_BYTES}",
     }
     assert done.stdout.strip() == expected[given]
