@@ -222,12 +222,12 @@ def config_from_json(text: str, where: str | Path = "model.json") -> ModelConfig
         data = json.loads(text)
         data["yarn"] = None if data["yarn"] is None else Yarn(**data["yarn"])
         config = ModelConfig(**data)
-        described, tokens = config_to_hf(config, config.dtype), range(config.vocab_size)
+        described = config_to_hf(config, config.dtype)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not a model written by polaris_jax: {error}") from error
     ours = {"dtype": config.dtype, "remat": config.remat, "known_tokens": config.known_tokens}
     sound = config.dtype in ("bfloat16", "float16", "float32") and config.remat in list(REMAT_POLICIES)
-    sound = sound and config.known_tokens in tokens
-    if not sound or config_from_hf(described, where).replace(**ours) != config:
+    same = config_from_hf(described, where).replace(**ours) == config  # says which size is none
+    if not (sound and same and config.known_tokens in range(config.vocab_size)):
         raise UserError(f"{where}: not a model written by polaris_jax: {text}")
     return config
