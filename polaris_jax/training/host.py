@@ -50,7 +50,7 @@ def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     saved["solutions"] = list(solutions)
     if batch:
         groups = [[asdict(group.problem), group.rewards.tolist()] for group in batch.groups]
-        saved["next_batch"] = {"groups": groups, "texts": batch.texts, "metrics": batch.metrics}
+        saved["next_batch"] = batch._asdict() | {"groups": groups}
     return saved, arrays
 
 

@@ -26,14 +26,14 @@ from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_meshes
 from polaris_jax.sharding.multihost import any_process
-from polaris_jax.sharding.rules import param_shardings
+from polaris_jax.sharding.rules import param_shardings, replicated
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, log_samples
 from polaris_jax.training.stages import enter_stage, make_measure
 from polaris_jax.training.state import TrainState, init_state, planned_updates, state_shardings
 from polaris_jax.training.step import Stage, train_step
-from polaris_jax.training.update import check_finite, make_update
+from polaris_jax.training.update import check_finite, make_logprobs, make_update
 from polaris_jax.types import Prompt
 
 
@@ -98,7 +98,8 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
             total_updates = sum(map(planned_updates, spanned))
             trained = extended(model, config.rollout).replace(remat=config.model.remat)
             update = make_update(trained, config, mesh, reference, total_updates)
-            stage = Stage(config, prompts[index], sampler, sampling, update, workdir)
+            logprobs = jax.jit(make_logprobs(trained, mesh), out_shardings=replicated(mesh))
+            stage = Stage(config, prompts[index], sampler, sampling, update, workdir, logprobs)
             stage_end = host.stage_start + config.training.steps
 
             while int(state.step) < stage_end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from polaris_jax.supervision.progress import STEPS
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
+BINS = 16  # of the histogram of lengths
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,24 @@ class History:
         return figure
 
 
-def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, float]:
+def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]], limit: int) -> dict[str, float]:
     """What a step's groups, as they were sampled, say of the model.
 
-    Reward; response length in tokens (mean, percentiles, longest) and share cut off; diversity of the responses, whose
-    texts are given group by group; how many groups are all right, all wrong and mixed, and the histogram of pass
+    Reward; response length in tokens (mean, percentiles, longest), its histogram (how many responses end in the k-th
+    of `BINS` equal parts of `limit`, the most tokens that one may have) and share cut off; diversity of the responses,
+    whose texts are given group by group; how many groups are all right, all wrong and mixed, and the histogram of pass
     rates: how many groups have k of their n samples right.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths, samples = [len(rollout.tokens) for rollout in rollouts], len(groups[0].rollouts)
+    parts = Counter(max(1, math.ceil(BINS * length / limit)) for length in lengths)
     right = Counter(int((group.rewards == 1).sum()) for group in groups)
     return {
         "reward": float(np.mean([group.rewards for group in groups])),
         "response_length": float(np.mean(lengths)),
         **{f"response_length/p{q}": float(np.percentile(lengths, q)) for q in PERCENTILES},
         "response_length/max": max(lengths),
+        **{f"response_length/part_{k}_of_{BINS}": parts[k] for k in range(1, BINS + 1)},
         "cut_off": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
         "diversity": diversity(texts),
         "groups/all_right": right[samples],

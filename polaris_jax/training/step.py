@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rows import row_groups
 from polaris_jax.sharding.rules import param_shardings
 from polaris_jax.supervision import heartbeat
-from polaris_jax.training import not_finite
+from polaris_jax.training import group_log, not_finite
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import group_metrics
 from polaris_jax.training.next_batch import SampledBatch, beside
@@ -41,8 +41,9 @@ class Stage(NamedTuple):
     """What stays the same in all steps of a stage; made once.
 
     config: the stage's. prompts: of all training problems. sampling: with the stage's temperature. update: of
-    `make_update`. workdir: keeps the rollouts of a step for its repetition (`rollout/store.py`), and its batch where
-    the update was skipped (`not_finite.py`); None keeps nothing.
+    `make_update`. workdir: keeps the rollouts of a step for its repetition (`rollout/store.py`), a few groups for the
+    report (`group_log.py`), and the batch where the update was skipped (`not_finite.py`); None keeps nothing. logprobs:
+    of the trainer, as `group_log.look` wants it; needed where there is a workdir.
     """
 
     config: ConfigDict
@@ -51,6 +52,7 @@ class Stage(NamedTuple):
     sampling: Sampling
     update: Update
     workdir: Path | None
+    logprobs: Callable | None = None
 
 
 def train_step(
@@ -88,6 +90,12 @@ def train_step(
     masked, too_few = advantages_NG.size - len(sequences), len(sequences) < config.updates.minibatches
     batches, packing = pack(sequences, config.updates, groups=row_groups(mesh), alone=alone)
 
+    # Keep a few groups for the run's report, with what the trainer says of each token before it learns from them.
+    if (logged := config.training.log_samples) and stage.workdir:
+        shown = batch.groups[:logged], batch.reasons[:logged]
+        looked = group_log.look(stage.logprobs, state.params, *shown, config, stage.sampling.temperature, mesh)
+        group_log.keep(stage.workdir, step + 1, looked)
+
     # Update, and beside it sample the next batch where sampling has devices of its own: with the parameters of before,
     # copied there first, since the update donates them.
     ahead = nullcontext()
@@ -113,7 +121,7 @@ def train_step(
 
     # Metrics.
     ended, tokens = time.perf_counter(), sum(len(r.tokens) for group in batch.groups for r in group.rollouts)
-    metrics = group_metrics(batch.groups, batch.texts) | batch.metrics
+    metrics = group_metrics(batch.groups, batch.texts, stage.sampling.max_response_tokens) | batch.metrics
     metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {"groups/rescued": explored.rescued, "groups/substituted": explored.substituted}
     metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
@@ -149,7 +157,8 @@ def sample_batch(stage: Stage, params: Any, prompts: Sequence[Prompt], step: int
     metrics["rollout/not_finite"] = sum(not np.isfinite(s.rollout.logprobs).all() for s in found.values())
     seconds = time.perf_counter() - started
     metrics |= {"seconds/rollout": seconds, "seconds/verdicts": max(seconds - engine.metrics["seconds"], 0.0)}
-    return SampledBatch(groups, [[scored.text for scored in row] for row in rows], metrics)
+    texts = [[scored.text for scored in row] for row in rows]
+    return SampledBatch(groups, texts, [[str(scored.verdict.reason) for scored in row] for row in rows], metrics)
 
 
 def without_update(state: TrainState) -> tuple[TrainState, dict[str, float]]:
