@@ -1,17 +1,17 @@
-"""One HTML file that shows runs and evaluations: curves, rollouts token by token, problems, configs. It needs no server.
+"""One HTML file of runs and evaluations: curves, rollouts token by token, problems, configs. It needs no server.
 
     python experiments/report.py --workdir=runs/demo
     python experiments/report.py --workdir=runs/a --workdir=runs/b --output=comparison.html
 
 A workdir is that of a training run, an output directory of an evaluation, or a directory of such, as of a whole recipe.
-Several are compared. training, SFT, evaluation and the recipe write the report of their own at their end.
+Training, SFT, evaluation and the recipe write their own report at their end.
 """
 
 from absl import flags
 
 from polaris_jax import cli
 
-WORKDIR = flags.DEFINE_multi_string("workdir", None, "A directory to show; given several times: compared.", required=True)
+WORKDIR = flags.DEFINE_multi_string("workdir", None, "A directory to show; several are compared.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The file (default: report.html in the first workdir).")
 
 

@@ -47,9 +47,7 @@ def collect(workdirs: Sequence[str | Path]) -> dict[str, Any]:
     scored = runs.find(workdirs, "scores.json")
     if not found and not scored:
         where = ", ".join(map(str, workdirs))
-        raise UserError(
-            f"{where}: neither metrics.jsonl nor scores.json is here or two levels below"
-        )
+        raise UserError(f"{where}: neither metrics.jsonl nor scores.json is here or two levels below")
     shown = [runs.run(name, path, count=len(found)) for name, path in found.items()]
     groups, notes = rollouts.collect(found, shown)
     return {

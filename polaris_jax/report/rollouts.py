@@ -50,9 +50,7 @@ def collect(found: Mapping[str, Path], shown: Sequence[Mapping[str, Any]]) -> tu
     groups = fitting(in_turn(rows), lambda place, cap: _groups(place, cap, notes), BUDGET, CAPS, ENOUGH)
     taken = len({(group["run"], group["step"]) for group in groups})
     if taken < total:
-        notes.append(
-            f"Groups of {taken} of {total} logged steps are shown, spread over the run: all would not fit."
-        )
+        notes.append(f"Groups of {taken} of {total} logged steps are shown, spread over the run: all would not fit.")
     order = {one["name"]: number for number, one in enumerate(shown)}
     return sorted(groups, key=lambda group: (order[group["run"]], group["step"])), list(dict.fromkeys(notes))
 

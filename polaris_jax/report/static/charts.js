@@ -35,7 +35,7 @@ function short(value) {
 
 // The mean of the values before and after within a tenth of the curve, and their standard deviation as a band.
 function smoothed(values) {
-  const half = Math.floor(values.filter(v => v != null).length / 20);
+  const half = Math.max(1, Math.round(values.filter(v => v != null).length / 20));
   return values.map((value, i) => {
     if (value == null) return null;
     const near = values.slice(Math.max(0, i - half), i + half + 1).filter(v => v != null);
