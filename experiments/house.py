@@ -22,7 +22,7 @@ FLOORS = (
     ("ops",),
     ("models",),
     ("sharding",),
-    ("files", "checksums", "supervision", "preemption"),
+    ("files", "checksums", "supervision", "preemption", "loggers"),
     ("mathematics", "optim"),
     ("rewards", "rl", "rollout"),
     ("data", "hf"),
@@ -30,7 +30,7 @@ FLOORS = (
     ("runs", "sampler"),
     ("evaluation",),
     ("training",),
-    ("sweep", "plan", "gpu_check", "cli"),
+    ("sweep", "plan", "gpu_check", "report", "cli"),
 )
 APART = ({"rl", "rollout"},)  # rooms of a line that do not know each other
 # What one platform wants otherwise lies in the rooms of kernels and planning, and in files that say so.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from polaris_jax.errors import UserError, redact
+from polaris_jax.loggers import LOGGERS
 from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.optim.moments import MOMENTS
 from polaris_jax.optim.optimizer import KEEPS_MOMENTS, OPTIMIZERS, SCHEDULES
@@ -98,6 +99,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "reward.timeout_s": _POSITIVE,
     "reward.memory_gib": ("at least 0.0625, for Python itself", lambda value: value * 2**30 >= MIN_MEMORY_BYTES),
     **{f"training.{key}": _AT_LEAST_ONE for key in ("steps", "checkpoint_every", "keep")},
+    "training.loggers": _tuple_of(f"some of {', '.join(LOGGERS)}", str, lambda value: set(value) <= LOGGERS.keys()),
     **{f"sft.{key}": _AT_LEAST_ONE for key in ("steps", "batch_size", "checkpoint_every")},
     "sft.schedule": _one_of(SCHEDULES),
     "difficulty.samples": _AT_LEAST_ONE,

@@ -18,6 +18,7 @@ from polaris_jax.data.prompts import make_prompts
 from polaris_jax.evaluation.evaluate import evaluate
 from polaris_jax.evaluation.job import load_benchmarks
 from polaris_jax.hf import stop_ids
+from polaris_jax.loggers import check_installed
 from polaris_jax.optim.optimizer import restart_schedule
 from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.rollout.engine import extended
@@ -44,6 +45,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     Raises UserError, before anything is compiled, where config, data, model and workdir do not fit together.
     """
     configs.check(config)
+    check_installed(config.training.loggers)
     with hold(workdir) as held, supervision.display("GRPO"):
         return _run(config, held, allow_changed)
 
@@ -70,13 +72,13 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     write_config(config, workdir)
 
     start, total = int(state.step), sum(stage.training.steps for stage in stages)
-    shown = ("reward", "response_length", "tokens_per_s")
+    keys, shown = dict(configs.flatten(config)), ("reward", "response_length", "tokens_per_s")
     clock = time.perf_counter()
     with (
         supervision.supervised(config, workdir) as states,
         checkpoints,
         verifier_pool(with_think_rule(config, tokenizer)) as verifier,
-        MetricsLogger(workdir, "GRPO", total, start, shown) as log,
+        MetricsLogger(workdir, "GRPO", total, start, shown, config.training.loggers, keys) as log,
     ):
         states["verifier"] = verifier.state
         for index in range(host.stage, len(stages)):

@@ -1,9 +1,8 @@
-"""What a run tells: metrics.jsonl, tensorboard, sample responses, a progress bar, and the `History` it returns."""
+"""What a run tells: metrics.jsonl, loggers, sample responses, a progress bar, and the `History` it returns."""
 
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,11 +16,12 @@ import pandas as pd
 from absl import logging
 from matplotlib.figure import Figure
 from rich.console import Console
-from tensorboard.summary import Writer
 from transformers import PreTrainedTokenizerBase
 
+from polaris_jax.errors import UserError
 from polaris_jax.evaluation.report import NO_THINK
 from polaris_jax.files import open_steps, read_steps
+from polaris_jax.loggers import LOGGERS, Logger
 from polaris_jax.rewards import Reason
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
@@ -93,18 +93,30 @@ class MetricsLogger:
     """Writes a run's metrics and samples, and prints some of them: in one process of several. A context manager.
 
     workdir: the run's directory; total: steps of the run; start: the step it resumes from, later rows are dropped.
-    shown: the metrics that are printed. While the disk is full, rows are kept in memory.
+    shown: the metrics that are printed. While the disk is full, rows are kept in memory. loggers: names of `LOGGERS`,
+    which are told all rows. config: the run's keys and values, for those. Raises UserError where one cannot be begun.
     """
 
-    def __init__(self, workdir: Path, title: str, total: int, start: int, shown: Sequence[str]):
+    def __init__(
+        self,
+        workdir: Path,
+        title: str,
+        total: int,
+        start: int,
+        shown: Sequence[str],
+        loggers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ):
         self._workdir, self._title, self._shown = workdir, title, shown
         self._done, self._total = start, total
         self.rows, self._metrics = open_steps(workdir / "metrics.jsonl", start)
         _, self._samples = open_steps(workdir / "samples.jsonl", start)
         if len(self.rows) != start:
             logging.warning("%s/metrics.jsonl: holds %d of the %d steps before", workdir, len(self.rows), start)
-        self._full, self._tensorboard, self._drawn, self._warned = False, None, 0, False
-        self._write_tensorboard()
+        self._full, self._warned, self._config = False, False, dict(config or {})
+        self._loggers: dict[str, Logger | None] = dict.fromkeys(loggers)
+        self._told = dict.fromkeys(loggers, 0)  # rows
+        self._tell_loggers(UserError)
         self._console = Console(quiet=not multihost.is_writer())
 
     def __enter__(self) -> MetricsLogger:
@@ -120,9 +132,9 @@ class MetricsLogger:
         self._flush()
         self._metrics.close()
         self._samples.close()
-        if self._tensorboard:
+        for logger in filter(None, self._loggers.values()):
             with suppress(OSError):
-                self._tensorboard.close()
+                logger.close()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of a finished step, and warns of rewards that are low for another reason than answers."""
@@ -131,7 +143,7 @@ class MetricsLogger:
         self.rows.append(row)
         self._metrics.add(row)
         self._flush()
-        self._write_tensorboard()
+        self._tell_loggers()
         text = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in self._shown if name in metrics)
         heartbeat(STEPS, step, self._total)
         if step == self._total or step % max(1, self._total // 20) == 0:
@@ -174,23 +186,23 @@ class MetricsLogger:
                 logging.warning("%s: metrics cannot be written: %s; kept in memory", self._workdir, error.strerror)
             self._full = True
 
-    def _write_tensorboard(self) -> None:
-        """Adds the rows that it lacks; at first, and after a failure, writes all rows anew: its files can end before
-        metrics.jsonl or hold steps that are done again."""
+    def _tell_loggers(self, fatal: type[Exception] | tuple[()] = ()) -> None:
+        """Tells each logger the rows that it lacks. One that fails is begun anew at the next row and told all rows.
+        fatal: errors of a logger that end the run."""
         if self._full or not multihost.is_writer():
             return
-        try:
-            if self._tensorboard is None:
-                shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
-                self._tensorboard, self._drawn = Writer(str(self._workdir / "tensorboard")), 0
-            for row in self.rows[self._drawn :]:
-                for name, value in row.items():
-                    if name != "step":
-                        self._tensorboard.add_scalar(name, value, step=row["step"])
-            self._drawn = len(self.rows)
-        except OSError as error:
-            logging.warning("%s/tensorboard: cannot be written: %s", self._workdir, error.strerror)
-            self._tensorboard = None
+        for name in self._loggers:
+            try:
+                if self._loggers[name] is None:
+                    self._loggers[name], self._told[name] = LOGGERS[name](self._workdir, self._config), 0
+                for row in self.rows[self._told[name] :]:
+                    self._loggers[name].write(row)
+                self._told[name] = len(self.rows)
+            except fatal:
+                raise
+            except (OSError, UserError) as error:
+                logging.warning("%s: %s cannot be written: %s", self._workdir, name, error)
+                self._loggers[name] = None
 
 
 def log_samples(

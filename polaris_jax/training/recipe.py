@@ -25,6 +25,7 @@ from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.files import write_json
+from polaris_jax.loggers import check_installed
 from polaris_jax.runs.workdir import check_config, hold, write_config
 from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training import loop, sft
@@ -60,6 +61,7 @@ def run(
     fit together. Problems that a later stage brings with a `data.train` of its own are not measured.
     """
     configs.check(config)
+    check_installed(config.training.loggers)
     configs.check_followed(stage for _, stage in configs.stages(config))
     if config.stages and "data.train" in config.stages[0]:
         raise UserError("config.stages: the first stage's `data.train` belongs into config.data.train, to be measured")

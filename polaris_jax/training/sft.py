@@ -13,6 +13,7 @@ from polaris_jax import supervision
 from polaris_jax.data.curriculum import draw
 from polaris_jax.data.prompts import tokenize_conversations
 from polaris_jax.errors import UserError
+from polaris_jax.loggers import check_installed
 from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.runs.start import check_rows, load_conversations, load_model, load_tokenizer, save_model_files
@@ -44,6 +45,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     fit together.
     """
     configs.check(config)
+    check_installed(config.training.loggers)
     with hold(workdir) as held, supervision.display("SFT"):
         return _run(config, held, allow_changed)
 
@@ -69,11 +71,12 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
 
     update = make_update(model, config, mesh)
     layout = dict(groups=row_groups(mesh), alone=alone_in_rows(mesh, model.dtype))
+    keys = dict(configs.flatten(given))
     steps, start = config.training.steps, int(state.step)
     with (
         supervision.supervised(config, workdir),
         checkpoints,
-        MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log,
+        MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s"), config.training.loggers, keys) as log,
     ):
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()

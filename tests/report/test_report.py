@@ -16,6 +16,9 @@ from polaris_jax.report import evaluations, parts, rollouts
 from polaris_jax.training import group_log
 from tests.report.workdirs import HOSTILE, byte_tokenizer, make_evaluation, make_run
 
+PAGE = ["html", "head", "meta", "meta", "meta", "title", "link", "style", "body", "header", "h1", "nav", "main"]
+PAGE += ["noscript"]
+
 
 class Scripts(HTMLParser):
     """The script elements of a page, as a browser finds them, and the names of all others."""
@@ -116,22 +119,7 @@ def test_hostile_texts_make_no_element_and_are_there_whole(tmp_path):
     path = report.write([tmp_path / "run"])
     page = Scripts(path.read_text("utf-8"))
     assert [attributes for attributes, _ in page.found] == [{"type": "application/json", "id": "data"}, {}]
-    assert page.others == [
-        "html",
-        "head",
-        "meta",
-        "meta",
-        "meta",
-        "title",
-        "link",
-        "style",
-        "body",
-        "header",
-        "h1",
-        "nav",
-        "main",
-        "noscript",
-    ]
+    assert page.others == PAGE
     data = data_of(path)
     assert [text_of(s["final"]).removesuffix("<|end|>") for s in data["groups"][0]["samples"]] == texts
     responses = [p["runs"][0]["responses"][0] for p in data["evaluations"]["problems"]]

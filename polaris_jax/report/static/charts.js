@@ -65,7 +65,7 @@ function lines(title, series, stages, note) {
     one.all = [...one.y, ...one.bottom, ...one.top];
   }
   let [low, high] = extent(series, "all");
-  if (low === high) { low -= Math.abs(low) / 10 || 0.5; high += Math.abs(high) / 10 || 0.5; }
+  if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) { low -= Math.abs(low) / 10 || 0.5; high += Math.abs(high) / 10 || 0.5; }
   if (low < 0 && extent(series, "y")[0] >= 0) low = 0;
   const { node, at, up } = axes(extent(series, "x"), [low, high], stages), clamp = v => up(Math.max(low, v));
   for (const one of series) {
