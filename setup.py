@@ -12,8 +12,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["polaris_jax", "polaris_jax.*", "configs"]),
-    package_data={"polaris_jax.data": ["benchmarks/*"], "polaris_jax.plan": ["prices.toml"]},
+    packages=[*find_packages(include=["polaris_jax", "polaris_jax.*", "configs"]), "polaris_jax.experiments"],
+    package_dir={"polaris_jax.experiments": "experiments"},  # what `python -m polaris_jax` runs
+    package_data={
+        "polaris_jax.data": ["benchmarks/*"],
+        "polaris_jax.plan": ["prices.toml"],
+        "polaris_jax.report": ["static/*"],
+    },
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12,<0.13",
@@ -21,6 +26,8 @@ setup(
         "orbax-checkpoint>=0.11,<0.13",
         "transformers>=5.0,<6",
         "tokenizers>=0.21",
+        "huggingface-hub>=1.0,<3",
+        "etils[epath]>=1.9,<2",
         "safetensors>=0.5,<1",
         "datasets>=4.0,<6",
         "mpmath>=1.3,<1.5",
@@ -28,7 +35,7 @@ setup(
         "numpy>=2.0,<3",
         "pandas>=2.2,<4",
         "pyarrow>=17",
-        "filelock>=3.13",  # by which JAX bounds the cache of compiled programs
+        "jinja2>=3.1,<4",
         "tensorboard>=2.17,<3",
         "ml-collections>=1.0,<2",
         "absl-py>=2.1,<3",
@@ -44,8 +51,14 @@ setup(
             "jsonschema>=4.20,<5",
             "pyyaml>=6,<7",
             "torch==2.13.0",
+            "playwright>=1.49,<2",  # drives the Chromium of the system
+            "build>=1.2,<2",
+            "wandb>=0.19,<1",
+            "mlflow-skinny>=3.0,<4",
         ],
         "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],
+        "wandb": ["wandb>=0.19,<1"],
+        "mlflow": ["mlflow-skinny>=3.0,<4"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         "peers": ["trl>=1.0,<2", "torch==2.13.0", "accelerate>=1.0,<2", "math-verify>=0.8,<0.10"],

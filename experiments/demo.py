@@ -22,7 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from polaris_jax import cli, hf
+from polaris_jax import cli, hf, report
 from polaris_jax import config as configs
 from polaris_jax.data import arithmetic
 from polaris_jax.data.prompts import make_prompts
@@ -90,6 +90,7 @@ def main(_: list[str]) -> int:
     summary |= {"seconds": time.perf_counter() - began, "seconds_by_phase": seconds}
     faults = shortfalls(summary)
     (workdir / "summary.json").write_text(json.dumps(summary | {"shortfalls": faults}, indent=2), encoding="utf-8")
+    console.print(f"report       {report.write([workdir])}", soft_wrap=True)
     console.print(f"picture      {workdir}/training.png\nsummary      {workdir}/summary.json")
     console.print(f"checkpoints  {workdir}/sft, {workdir}/rl\nexport       {workdir}/hf")
     console.print(f"{summary['seconds']:.0f} s in all, on {device}")

@@ -39,15 +39,18 @@ def main(_: list[str]) -> None:
         raise UserError("give one of --model, --responses and --compare")
     print("loading", flush=True)
     from polaris_jax import config as configs
+    from polaris_jax import report as html
     from polaris_jax.data.rows import summary
     from polaris_jax.evaluation import job, report
+    from polaris_jax.sharding.multihost import is_writer
 
     console, output = Console(), Path(OUTPUT.value)
     if COMPARE.value:
         frame = report.compare(report.load_runs(COMPARE.value))
         report.save_comparison(frame, output)
         console.print(report.comparison_table(frame))
-        console.print(f"comparison.png and comparison.json: {output}", soft_wrap=True)
+        html.write([path if path.is_dir() else path.parent for path in map(Path, COMPARE.value)], output / html.NAME)
+        console.print(f"comparison.png, comparison.json and report.html: {output}", soft_wrap=True)
         return
     if RESPONSES.value:
         result, skipped = job.judge_file(RESPONSES.value, CONFIG.value, output)
@@ -61,7 +64,9 @@ def main(_: list[str]) -> None:
     console.print(report.table(result.scores, title))
     for line in report.explained(result.scores):
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"scores.json and responses.parquet: {output}", soft_wrap=True)
+    if is_writer():
+        html.write([output])
+    console.print(f"scores.json, responses.parquet and report.html: {output}", soft_wrap=True)
 
 
 def overrides() -> dict[str, object]:

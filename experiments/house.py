@@ -30,7 +30,7 @@ FLOORS = (
     ("runs", "sampler"),
     ("evaluation",),
     ("training",),
-    ("sweep", "plan", "gpu_check", "report", "cli"),
+    ("sweep", "plan", "gpu_check", "report", "cli", "__main__"),
 )
 APART = ({"rl", "rollout"},)  # rooms of a line that do not know each other
 # What one platform wants otherwise lies in the rooms of kernels and planning, and in files that say so.

@@ -24,6 +24,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_: list[str]) -> None:
     """Runs the recipe, and prints the scores, where the time went, and where things are."""
     print("loading", flush=True)
+    from polaris_jax import report as html
     from polaris_jax.evaluation import report
     from polaris_jax.sharding.multihost import is_writer
     from polaris_jax.supervision import preemptible
@@ -39,6 +40,7 @@ def main(_: list[str]) -> None:
     console.print(report.table(outcome.scores, str(workdir / "train")))
     for phase, spent in outcome.phases.items():
         console.print(f"{phase:<12} {spent['seconds']:8.0f} s  {spent['device_hours']:8.2f} device-hours")
+    console.print(f"report       {html.write([workdir])}", soft_wrap=True)
     console.print(f"picture      {workdir}/training.png\ndifficulty   {workdir}/difficulty", soft_wrap=True)
     console.print(f"run          {workdir}/train\nexport       {outcome.export}", soft_wrap=True)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from polaris_jax.errors import UserError
 from polaris_jax.files import write_whole
@@ -68,8 +67,8 @@ def render(data: dict[str, Any]) -> str:
     template = Environment(autoescape=True).from_string((room / "page.html").read_text(encoding="utf-8"))
     return template.render(
         title=data["title"].encode(errors="replace").decode(),
-        script=Markup(script),
+        script=script,
         digest=digest,
-        style=Markup((room / "page.css").read_text(encoding="utf-8")),
+        style=(room / "page.css").read_text(encoding="utf-8"),
         data=as_json(data),
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
 
 from polaris_jax.rewards.answers import THINK_END
 
@@ -18,8 +17,11 @@ NATS = 1024  # the units of a nat in which per-token values are kept
 UNKNOWN = -(2**15)  # for a value that is not finite
 
 
-def as_json(value: Any) -> Markup:
-    """JSON that is safe within HTML, in ASCII: `<`, `>`, `&` and `'` are escaped, numbers that are not finite null."""
+def as_json(value: Any) -> str:
+    """JSON as markup that is safe within HTML, in ASCII, with `<`, `>`, `&` and `'` escaped.
+
+    Numbers that are not finite become null.
+    """
     return htmlsafe_json_dumps(finite(value), separators=(",", ":"))
 
 

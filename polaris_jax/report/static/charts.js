@@ -34,10 +34,11 @@ function short(value) {
 }
 
 // The mean of the values before and after within a tenth of the curve, and their standard deviation as a band.
-function smoothed(values) {
+function smoothed(values, exact) {
   const half = Math.max(1, Math.round(values.filter(v => v != null).length / 20));
   return values.map((value, i) => {
     if (value == null) return null;
+    if (exact) return { mean: value, low: value, high: value };
     const near = values.slice(Math.max(0, i - half), i + half + 1).filter(v => v != null);
     const mean = near.reduce((a, b) => a + b, 0) / near.length;
     const spread = Math.sqrt(near.reduce((a, b) => a + (b - mean) ** 2, 0) / near.length);
@@ -56,10 +57,10 @@ function extent(series, key) {
   return [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)];
 }
 
-// series: {name, colour, x, y, low?, high?}; low and high are a band of their own in place of the smoothed curve's.
+// series: {name, colour, x, y, low?, high?, exact?}; low and high are a band of their own in place of the smoothed curve's.
 function lines(title, series, stages, note) {
   for (const one of series) {
-    one.smooth = smoothed(one.y);
+    one.smooth = smoothed(one.y, one.exact);
     one.bottom = one.y.map((v, i) => v == null ? null : one.low ? one.low[i] : one.smooth[i].low);
     one.top = one.y.map((v, i) => v == null ? null : one.high ? one.high[i] : one.smooth[i].high);
     one.all = [...one.y, ...one.bottom, ...one.top];

@@ -23,11 +23,11 @@ function scoreTable({ runs }) {
 function evaluations() {
   const found = data.evaluations;
   if (!found.runs.length) return;
-  const several = found.runs.length > 1, body = el("tbody", { id: "problems" }), detail = el("div", { id: "problem" }), count = el("span", { class: "dim", id: "problem-count" });
+  const compared = found.runs.length > 1, body = el("tbody", { id: "problems" }), detail = el("div", { id: "problem" }), count = el("span", { class: "dim", id: "problem-count" });
   const benchmarks = [...new Set(found.problems.map(problem => problem.benchmark))];
   const controls = {
     benchmark: select("benchmark", [["", "every benchmark"], ...benchmarks.map(name => [name, plain(name)])], draw),
-    change: select("change", several ? [["", "every problem"], ["any", "changed"], ["up", "better in the last"], ["down", "worse in the last"]] : [["", "every problem"], ["right", "always right"], ["some", "sometimes right"], ["wrong", "never right"]], draw),
+    change: select("change", compared ? [["", "every problem"], ["any", "changed"], ["up", "better in the last"], ["down", "worse in the last"]] : [["", "every problem"], ["right", "always right"], ["some", "sometimes right"], ["wrong", "never right"]], draw),
     words: el("input", { type: "search", name: "problem words", placeholder: "words of question or response", oninput: draw }),
   };
   const kinds = {
@@ -39,13 +39,13 @@ function evaluations() {
     const words = controls.words.value.toLowerCase();
     const rows = found.problems.filter(problem => (!controls.benchmark.value || problem.benchmark === controls.benchmark.value) && kinds[controls.change.value](problem)
       && (!words || [problem.question, problem.id, ...problem.answers, ...problem.runs.flatMap(run => run ? run.responses.map(textOf) : [])].some(text => text.toLowerCase().includes(words))));
-    if (several) rows.sort((a, b) => Math.abs(change(b)) - Math.abs(change(a)));
+    if (compared) rows.sort((a, b) => Math.abs(change(b)) - Math.abs(change(a)));
     count.textContent = `${rows.length} of ${found.problems.length} problems${rows.length > ITEMS ? `, the first ${ITEMS} shown` : ""}`;
     body.replaceChildren(...rows.slice(0, ITEMS).map(problem => {
       const delta = change(problem), style = delta > 0 ? "number up" : delta < 0 ? "number down" : "number";
       return el("tr", { class: "choose", onclick: () => open(problem) }, el("td", {}, plain(problem.benchmark)), el("td", {}, plain(problem.question).slice(0, 110)),
         problem.runs.map(run => el("td", { class: "number" }, run ? `${[...run.right].filter(c => c === "1").length}/${run.right.length}` : "")),
-        several ? el("td", { class: style }, delta == null ? "" : `${delta > 0 ? "+" : ""}${(100 * delta).toFixed(0)}%`) : null);
+        compared ? el("td", { class: style }, delta == null ? "" : `${delta > 0 ? "+" : ""}${(100 * delta).toFixed(0)}%`) : null);
     }));
   }
 
@@ -62,6 +62,6 @@ function evaluations() {
   if (found.left_out) notes.push(`${found.left_out} more problems are left out: all would not fit.`);
   section("evaluations", "Evaluations", scoreTable(found), el("p", { class: "dim" }, "Of each problem at most two right and two wrong responses of an evaluation are shown. A click opens a problem."),
     notes.map(note => el("div", { class: "note" }, note)), el("div", { class: "bar" }, Object.values(controls), count), detail,
-    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["benchmark", "problem"].map(n => el("th", {}, n)), found.runs.map(run => el("th", { class: "number" }, plain(run.name))), several ? el("th", { class: "number" }, "change") : null)), body)));
+    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["benchmark", "problem"].map(n => el("th", {}, n)), found.runs.map(run => el("th", { class: "number" }, plain(run.name))), compared ? el("th", { class: "number" }, "change") : null)), body)));
   draw();
 }

@@ -1,21 +1,22 @@
 // The curves of all runs, histograms over time, costs, and the config.
 
-// title, metrics (the first that a run has, or all where `every`), and the metrics of a band of its own.
+// title, metrics (the first that a run has, or all where `every`), the metrics of a band of its own, and whether the
+// curve is drawn as it is.
 const CURVES = [
   { title: "reward", first: ["reward"] },
-  { title: "held-out accuracy", every: /^evaluation\/.*\/avg@\d+$/ },
+  { title: "held-out accuracy", every: /^evaluation\/.*\/avg@\d+$/, exact: true },
   { title: "response length, with its 10th to 90th percentile", first: ["response_length"], band: ["response_length/p10", "response_length/p90"] },
   { title: "share cut off at the limit", first: ["cut_off"] },
   { title: "groups: all right, mixed, all wrong", every: /^groups\/(all_right|mixed|all_wrong)$/ },
   { title: "loss", first: ["loss"] },
   { title: "entropy, nats", first: ["update/entropy", "entropy"] },
   { title: "diversity, distinct 4-grams", first: ["diversity"] },
-  { title: "temperature", first: ["temperature"] },
+  { title: "temperature", first: ["temperature"], exact: true },
   { title: "mean |trainer - sampler|, nats", first: ["update/sampler_trainer_gap"] },
   { title: "norm of the gradient", first: ["update/grad_norm", "grad_norm"] },
   { title: "share of clipped ratios", every: /^update\/clip_(above|below)$/ },
   { title: "tokens/s", first: ["tokens_per_s"] },
-  { title: "device-hours", first: ["cost/device_hours"] },
+  { title: "device-hours", first: ["cost/device_hours"], exact: true },
 ];
 const COSTS = ["rollout", "verdicts", "update", "checkpoint", "evaluation"];
 
@@ -25,20 +26,22 @@ function curve(run, name, colour, band) {
   return { name, colour, x: run.steps, y: of(name), ...bounds };
 }
 
-// All runs in one panel where each gives one curve; where each gives several, a panel a run.
-function curves({ title, first, every, band }) {
-  const stages = data.runs.length === 1 ? data.runs[0].stages : [];
-  if (first) {
+const KINDS = { GRPO: run => "reward" in run.metrics, SFT: run => !("reward" in run.metrics) };
+const several = Object.values(KINDS).every(is => data.runs.some(is));
+
+// All runs of GRPO in one panel, and all of SFT, where each gives one curve; where each gives several, a panel a run.
+function curves({ title, first, every, band, exact }) {
+  if (first) return Object.entries(KINDS).flatMap(([kind, is]) => {
     const named = data.runs.map((run, i) => {
-      const name = first.find(n => run.metrics[n]?.some(v => v != null));
-      return name && { ...curve(run, name, colour(i), band), name: data.runs.length > 1 ? run.name : name };
+      const name = is(run) && first.find(n => run.metrics[n]?.some(v => v != null));
+      return name && { ...curve(run, name, colour(i), band), name: data.runs.length > 1 ? run.name : name, exact, stages: run.stages };
     }).filter(Boolean);
-    return named.length ? [lines(title, named, stages)] : [];
-  }
+    return named.length ? [lines(several ? `${title}: ${kind}` : title, named, named.length === 1 ? named[0].stages : [])] : [];
+  });
   return data.runs.flatMap(run => {
     const names = Object.keys(run.metrics).filter(name => every.test(name) && run.metrics[name].some(v => v != null)).sort();
     const label = data.runs.length > 1 ? `${title}: ${run.name}` : title;
-    return names.length ? [lines(label, names.map((name, i) => curve(run, name, colour(i))), run.stages)] : [];
+    return names.length ? [lines(label, names.map((name, i) => ({ ...curve(run, name, colour(i)), exact })), run.stages)] : [];
   });
 }
 
@@ -54,7 +57,7 @@ function histograms(run) {
     run.stages.length ? "share of the stage's limit of tokens; darker: more responses" : "tokens; darker: more responses"));
   const verdicts = Object.keys(run.metrics).filter(name => name.startsWith("verdict/")).sort();
   if (verdicts.length) panels.push(stacked(`verdicts${label}`, verdicts.map((name, i) => ({ name: name.slice(8), colour: colour(i), x: run.steps, y: run.metrics[name] })), run.stages));
-  const spent = COSTS.filter(name => run.metrics[`seconds/${name}`]);
+  const spent = COSTS.filter(name => run.metrics[`seconds/${name}`]?.some(v => v > 0.001));
   if (spent.length) panels.push(stacked(`seconds a step${label}`, spent.map((name, i) => ({ name, colour: colour(i), x: run.steps, y: run.metrics[`seconds/${name}`] })), run.stages));
   return panels;
 }
