@@ -30,7 +30,7 @@ function short(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return `${number(value / 1e6, 3)}M`;
   if (size >= 1e4) return `${number(value / 1e3, 3)}k`;
-  return size && size < 1e-3 ? value.toExponential(0) : number(value, 4);
+  return size && size < 1e-3 ? value.toExponential(1) : number(value, 4);
 }
 
 // The mean of the values before and after within a tenth of the curve, and their standard deviation as a band.
