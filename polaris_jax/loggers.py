@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -51,7 +52,7 @@ def wandb(workdir: Path, config: Mapping[str, Any]) -> Logger:
     that `wandb sync` finds one run with every step once. Raises UserError where it cannot be begun."""
     import wandb as api
 
-    identity = _kept(workdir).get("wandb") or api.util.generate_id()
+    identity = _kept(workdir).get("wandb") or secrets.token_hex(8)
     _keep(workdir, "wandb", identity)
     for old in (workdir / "wandb").glob(f"offline-run-*-{identity}"):
         shutil.rmtree(old)
