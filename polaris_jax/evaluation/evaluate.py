@@ -85,8 +85,8 @@ def evaluate(
 
 def judge_again(records: Sequence[Record], problems: Sequence[Problem], verifier: VerifierPool) -> list[Record]:
     """The records with the verdicts of today: answers, rules and the verifier may have changed since they were kept."""
-    answers = {(problem.source, problem.id): problem.answers for problem in problems}
-    verdicts = [verifier.submit(r.response, answers[r.benchmark, r.problem_id]) for r in records]
+    asked = {(problem.source, problem.id): problem for problem in problems}
+    verdicts = [verifier.submit(r.response, asked[r.benchmark, r.problem_id]) for r in records]
     return [
         replace(record, correct=verdict.result().correct, reason=str(verdict.result().reason))
         for record, verdict in zip(records, verdicts, strict=True)
@@ -95,7 +95,7 @@ def judge_again(records: Sequence[Record], problems: Sequence[Problem], verifier
 
 def judge(given: Sequence[Responses], verifier: VerifierPool) -> Evaluation:
     """Judges and scores responses that were sampled elsewhere (`records.read_responses`)."""
-    verdicts = [[verifier.submit(response, row.problem.answers) for response in row.responses] for row in given]
+    verdicts = [[verifier.submit(response, row.problem) for response in row.responses] for row in given]
     records = [
         Record(
             row.problem.source,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax import hf, supervision
-from polaris_jax.data import arithmetic
-from polaris_jax.data.problems import BENCHMARKS, benchmark, load_problems
+from polaris_jax.data import arithmetic, gym
+from polaris_jax.data.problems import BENCHMARKS, HUB_BENCHMARKS, benchmark, load_problems
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import Evaluation, evaluate, judge
@@ -32,7 +33,9 @@ from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.types import Problem
 
 _SAMPLES = re.compile(r":(\d{1,6})$")
+_ON_HUB = HUB_BENCHMARKS | {place.partition(":")[0]: place for place in HUB_BENCHMARKS.values()}
 ARITHMETIC_PROBLEMS = 256  # of the endless supply, where `evaluation.max_problems` sets no number
+GYM_PROBLEMS = 128  # of each dataset, likewise
 
 
 def run(config: ConfigDict, output: str | Path) -> Evaluation:
@@ -117,8 +120,9 @@ def judge_file(path: str | Path, config: ConfigDict, output: str | Path) -> tupl
 def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: int = 0) -> list[Problem]:
     """The problems of several benchmarks, at most `most` of each (0: all).
 
-    A name is one of `BENCHMARKS`, "arithmetic" (held-out problems of the demo, drawn with `seed`), or a dataset as in
-    `load_problems`, all of whose problems are then called by that name. A number of samples behind it is ignored.
+    A name is one of `BENCHMARKS`, one of `HUB_BENCHMARKS`, "arithmetic" (held-out problems of the demo, drawn with
+    `seed`), "reasoning_gym:DATASET" (its held-out problems), or a dataset as in `load_problems`, all of whose problems
+    are then called by that name. A number of samples behind it is ignored.
     """
     problems: list[Problem] = []
     for name in names:
@@ -127,10 +131,14 @@ def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: i
             found = benchmark(name, suffix=suffix)
         elif name == "arithmetic":
             found = arithmetic.problems("test", most or ARITHMETIC_PROBLEMS, suffix, seed)
-        elif "/" not in name and not os.path.exists(name):
-            raise UserError(f"{name}: no such benchmark; expected {', '.join(BENCHMARKS)}, arithmetic or a dataset")
+        elif name.startswith(gym.PREFIX):
+            found = gym.problems(name, "test", most or GYM_PROBLEMS, suffix, seed)
+        elif "/" not in name and not os.path.exists(name) and name not in HUB_BENCHMARKS:
+            known = ", ".join((*BENCHMARKS, *HUB_BENCHMARKS))
+            raise UserError(f"{name}: no such benchmark; expected {known}, arithmetic or a dataset")
         else:
-            found = [Problem(p.id, p.question, p.answers, name) for p in load_problems(name, suffix=suffix)]
+            loaded = load_problems(_ON_HUB.get(name, name), suffix=suffix)
+            found = [replace(problem, source=name) for problem in loaded]
         problems += found[: most or None]
     return problems
 
