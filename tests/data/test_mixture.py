@@ -12,6 +12,8 @@ from polaris_jax.data.curriculum import Curriculum, new_epoch
 from polaris_jax.data.mixture import draw_mixed, mixed_sources
 from polaris_jax.types import Problem, Prompt
 
+START = Curriculum()
+
 
 def prompts_of(**sizes):
     problems = [Problem(f"{source}{i}", "", ("1",), source) for source, size in sizes.items() for i in range(size)]
@@ -22,7 +24,7 @@ def ids(prompts):
     return [prompt.problem.id for prompt in prompts]
 
 
-def run(prompts, weights, count, steps, seed=0, curriculum=Curriculum()):
+def run(prompts, weights, count, steps, seed=0, curriculum=START):
     batches = []
     for _ in range(steps):
         batch, curriculum = draw_mixed(curriculum, prompts, count, seed, weights)
