@@ -20,6 +20,7 @@ from polaris_jax.data.problems import BENCHMARKS, HUB_BENCHMARKS, benchmark, loa
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import Evaluation, evaluate, judge
+from polaris_jax.evaluation.outlook import Outlook, forecast, measured_speed, told
 from polaris_jax.evaluation.records import Record, read_responses, write_parquet
 from polaris_jax.evaluation.report import warnings
 from polaris_jax.files import Journal, write_whole
@@ -63,7 +64,9 @@ def run(config: ConfigDict, output: str | Path) -> Evaluation:
         model, params = load_model(config, mesh, tokenizer)
         engine = RolloutEngine(model, mesh, engine_config(config))
         states |= {"verifier": verifier.state, "engine": engine.state}
-        result = evaluate_all(Sampler(engine, tokenizer, verifier), params, problems, config, journal)
+        sampler = Sampler(engine, tokenizer, verifier)
+        announce(sampler, params, problems, config, known=len(journal.records))
+        result = evaluate_all(sampler, params, problems, config, journal)
         settings |= {"require_think": config.reward.require_think}
         save(held, result, config.model.path or config.model.preset, settings)
     return result
@@ -82,6 +85,22 @@ def problems_by_samples(config: ConfigDict) -> dict[int, list[Problem]]:
     return by_samples
 
 
+def announce(
+    sampler: Sampler, params: Any, by_samples: Mapping[int, Sequence[Problem]], config: ConfigDict, *, known: int
+) -> None:
+    """Prints how long the evaluation is going to take, from a short measurement of its speed. known: responses that are
+    there already. Says nothing where it ends soon."""
+    sampling = make_sampling(config.evaluation, hf.stop_ids(sampler.tokenizer))
+    missing = sum(samples * len(problems) for samples, problems in by_samples.items()) - known
+    samples, problems = next(iter(by_samples.items()))
+    if missing > 0:
+        supervision.heartbeat("measuring the speed")
+        prompts = make_prompts(problems, sampler.tokenizer)
+        speed = measured_speed(sampler.engine, params, prompts, samples, sampling)
+        if speed and is_writer():
+            print(f"evaluation: {forecast(missing, sampling.max_response_tokens, speed)}", flush=True)
+
+
 def evaluate_all(
     sampler: Sampler,
     params: Any,
@@ -91,10 +110,15 @@ def evaluate_all(
 ) -> Evaluation:
     """`evaluate` on each of `problems_by_samples`, with the sampling of `config.evaluation`, as one evaluation."""
     sampling = make_sampling(config.evaluation, hf.stop_ids(sampler.tokenizer))
-    results = []
-    for samples, problems in by_samples.items():
-        prompts = make_prompts(problems, sampler.tokenizer)
-        results.append(evaluate(sampler, params, prompts, samples, sampling, config.seed, journal=journal))
+    outlook, results = Outlook(sampler.engine, by_samples, sampling.max_response_tokens), []
+    with told(outlook, sampler.verifier):
+        for samples, problems in by_samples.items():
+            prompts = make_prompts(problems, sampler.tokenizer)
+            outlook.begin()
+            found = evaluate(
+                sampler, params, prompts, samples, sampling, config.seed, journal=journal, seen=outlook.add
+            )
+            results.append(found)
     result = _joined(results)
     warn(result, config)
     return result
@@ -139,7 +163,7 @@ def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: i
         else:
             loaded = load_problems(_ON_HUB.get(name, name), suffix=suffix)
             found = [replace(problem, source=name) for problem in loaded]
-        problems += found[: most or None]
+        problems += found if name.startswith(gym.PREFIX) else found[: most or None]  # so many of each of its datasets
     return problems
 
 
