@@ -20,7 +20,7 @@ from polaris_jax.data.problems import BENCHMARKS, HUB_BENCHMARKS, benchmark, loa
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import Evaluation, evaluate, judge
-from polaris_jax.evaluation.outlook import Outlook, forecast, measured_speed, told
+from polaris_jax.evaluation.outlook import WORTH_IT, Outlook, forecast, measured_speed, told
 from polaris_jax.evaluation.records import Record, read_responses, write_parquet
 from polaris_jax.evaluation.report import warnings
 from polaris_jax.files import Journal, write_whole
@@ -93,11 +93,11 @@ def announce(
     sampling = make_sampling(config.evaluation, hf.stop_ids(sampler.tokenizer))
     missing = sum(samples * len(problems) for samples, problems in by_samples.items()) - known
     samples, problems = next(iter(by_samples.items()))
-    if missing > 0:
+    if missing > 0 and sampling.max_response_tokens > WORTH_IT * config.rollout.tokens_per_call:
         supervision.heartbeat("measuring the speed")
         prompts = make_prompts(problems, sampler.tokenizer)
         speed = measured_speed(sampler.engine, params, prompts, samples, sampling)
-        if speed and is_writer():
+        if is_writer():
             print(f"evaluation: {forecast(missing, sampling.max_response_tokens, speed)}", flush=True)
 
 
