@@ -68,6 +68,10 @@ def response_functions(functions: Sequence[tuple[str, float]], others: Sequence[
     found = []
     for function, _ in functions:
         file, colon, name = function.rpartition(":")
+        if colon and name in (VERIFY, *others):
+            raise UserError(
+                f"config.reward.functions: {function}: {name} is another reward's name; rename the function"
+            )
         if colon:
             found.append(RewardFunction(name, str(Path(file).expanduser().absolute()), _read(file)))
         elif name in FUNCTIONS:

@@ -127,6 +127,7 @@ def test_workers_run_the_text_that_the_run_began_with(pool, tmp_path):
         ([("verfy", 1.0)], "no function 'verfy'"),
         ([("nowhere.py:f", 1.0)], "nowhere.py: cannot be read"),
         ([("a.py:f", 1.0), ("b.py:f", 1.0)], "f is there twice"),
+        ([("a.py:verify", 1.0)], "verify is another reward's name"),
     ],
 )
 def test_names_that_mean_nothing_are_refused(named, message):

@@ -8,6 +8,7 @@ import pytest
 
 from polaris_jax.errors import UserError
 from polaris_jax.training import loop
+from tests.conftest import CONFIGS, refusal
 from tests.training.test_loop import assert_same, killed, params_of, without_times
 
 MINE = """
@@ -86,6 +87,20 @@ def test_other_rewards_and_a_changed_file_are_refused_and_noted(run, functions, 
     (tmp_path / "mine.py").write_text("import no_such_module")
     with pytest.raises(UserError, match="No module named 'no_such_module'"):
         run("other", **two)
+
+
+@pytest.mark.parametrize(
+    ("functions", "said"),
+    [
+        ("(('verfy', 1.0),)", "no function 'verfy'; expected one of verify, format, repetition"),
+        ("(('verify', 1.0), ('nowhere.py:f', -0.2))", "nowhere.py: cannot be read"),
+        ("('verify',)", "expected pairs (function, weight)"),
+        ("()", "expected pairs (function, weight)"),
+    ],
+)
+def test_functions_on_the_command_line_are_checked_before_anything_is_compiled(tmp_path, functions, said):
+    config = f"--config={CONFIGS / 'tiny.py'}"
+    assert said in refusal("train", config, f"--workdir={tmp_path}/run", f"--config.reward.functions={functions}")
 
 
 def places_of(workdir):
