@@ -28,7 +28,7 @@ from polaris_jax.supervision.progress import clock
 from polaris_jax.types import Problem, Prompt
 
 ASSUMED = 0.5  # of the limit: the length of a response of which nothing is known
-WORTH_IT = 4  # device calls: shorter responses are sampled in the time that measuring the speed would take
+WORTH_IT = 8  # device calls: of shorter responses all are sampled in little more time than measuring takes
 TICK_S, FIRST_S, EVERY_S = 0.5, 60.0, 300.0  # between two looks; until the first words, and between two of them
 
 

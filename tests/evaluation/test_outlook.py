@@ -1,9 +1,12 @@
 """What an evaluation says of its end: times from measured speeds, and the scores of what is complete."""
 
+import re
+
 import numpy as np
 import pytest
 from rich.console import Console
 
+from polaris_jax.evaluation import job
 from polaris_jax.evaluation import outlook as module
 from polaris_jax.evaluation.evaluate import summarize
 from polaris_jax.evaluation.outlook import Outlook, forecast, seconds_left
@@ -86,3 +89,15 @@ def test_it_is_told_while_the_evaluation_runs(pool, monkeypatch, capsys):
         assert done.wait(20)
     assert "so far: 1 of 2 problems" in (out := capsys.readouterr().out)
     assert "about 5:00 left" in out
+
+
+def test_an_evaluation_says_how_long_it_takes_and_ends_as_one_that_did_not(tiny_config, tmp_path, monkeypatch, capsys):
+    config = tiny_config(**{"evaluation.max_response_tokens": 72})
+    first = job.run(config, tmp_path / "first")
+    said = re.search(r"evaluation: 8 responses at [\d,]+ tokens/s \(measured\): about [\d:]+", capsys.readouterr().out)
+    assert said
+    job.run(config, tmp_path / "first")  # nothing is missing, and nothing is measured
+    monkeypatch.setattr(job, "WORTH_IT", 9)
+    again = job.run(config, tmp_path / "again")
+    assert "(measured)" not in capsys.readouterr().out
+    assert again == first
