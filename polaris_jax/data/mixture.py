@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from polaris_jax.data.curriculum import Curriculum, draw
+from polaris_jax.data.rows import SUFFIXES
 from polaris_jax.types import Prompt
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -18,9 +19,10 @@ STREAM = 2  # keeps these draws apart from the others that come from a seed and 
 def mixed_sources(mix: Sequence[tuple[str, float]]) -> dict[str, float]:
     """The weight of each source of `config.data.mix`, by the name that its problems have in metrics.
 
-    That is the file's or directory's name without its suffix, and the whole text where two would be called the same.
+    That is a file's name without its suffix, and the whole text for what is no file or where two would be called the
+    same.
     """
-    short = [Path(source).stem if Path(source).exists() else source for source, _ in mix]
+    short = [Path(source).stem if source.endswith(SUFFIXES) else source for source, _ in mix]
     names = [name if short.count(name) == 1 else source for name, (source, _) in zip(short, mix, strict=True)]
     return {name: float(weight) for name, (_, weight) in zip(names, mix, strict=True)}
 
