@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     c.model.remat = "full"  # full, attention, dots or none: what the backward pass recomputes, from most to least
 
     c.data = ConfigDict()
-    c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
+    c.data.train = ""  # file, directory, hub name, "arithmetic" (the demo's) or "reasoning_gym:chain_sum,..."
+    c.data.mix = ()  # several sources with weights, in place of train: (("a.parquet", 0.7), ("b.jsonl", 0.3))
     c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
     c.data.drop_above = 0.9  # at a stage's end problems with a higher accuracy are dropped; 1: none
     c.data.drop_by = "mean"  # mean: over a stage's visits, as the released script does; last: of the last visit
@@ -88,6 +89,7 @@ def get_config() -> ConfigDict:
     c.mesh.context = 1
 
     c.reward = ConfigDict()
+    c.reward.functions = (("verify", 1.0),)  # weighted sum, by name or "my_rewards.py:function": docs/own_reward.md
     c.reward.workers = 4
     c.reward.timeout_s = 2.0
     c.reward.memory_gib = 2.0  # of address space a worker

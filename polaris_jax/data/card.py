@@ -50,7 +50,7 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], *, split: str =
         {
             "data_source": problem.source,
             "prompt": [{"role": "user", "content": problem.question}],
-            "ability": "math",
+            "ability": problem.kind,
             "reward_model": {
                 "ground_truth": list(problem.answers) if lists else problem.answers[0],
                 "style": "rule",
@@ -59,6 +59,8 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], *, split: str =
                 "index": index,
                 "split": split,
                 "id": problem.id,
+                "kind": problem.kind,
+                "metadata": problem.metadata,
                 "difficulty": None if problem.accuracy is None else difficulty(problem.accuracy, rollouts),
             },
         }

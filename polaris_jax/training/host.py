@@ -12,7 +12,7 @@ import numpy as np
 from polaris_jax.data.curriculum import Curriculum
 from polaris_jax.rollout.codec import COMPACT, rollouts_from_arrays, rollouts_to_arrays
 from polaris_jax.training.next_batch import SampledBatch
-from polaris_jax.types import Group, Problem
+from polaris_jax.types import Group, Problem, Solution
 
 SOLUTION = "solution_"
 
@@ -44,12 +44,12 @@ def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     solutions, batch = host.curriculum.solutions, host.next_batch
     arrays = rollouts_to_arrays([r for group in (batch.groups if batch else ()) for r in group.rollouts])
-    compact = rollouts_to_arrays(list(solutions.values()), COMPACT)
+    compact = rollouts_to_arrays([solution.rollout for solution in solutions.values()], COMPACT)
     arrays |= {f"{SOLUTION}{name}": array for name, array in compact.items()}
     saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), next_batch=None))
-    saved["solutions"] = list(solutions)
+    saved["solutions"] = [[name, solution.reward] for name, solution in solutions.items()]
     if batch:
-        groups = [[asdict(group.problem), group.rewards.tolist()] for group in batch.groups]
+        groups = [[asdict(group.problem), group.rewards.tolist(), group.correct.tolist()] for group in batch.groups]
         saved["next_batch"] = batch._asdict() | {"groups": groups}
     return saved, arrays
 
@@ -58,15 +58,18 @@ def from_saved(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Ho
     """The host state of `to_saved`."""
     saved = dict(saved)
     compact = {name.removeprefix(SOLUTION): array for name, array in arrays.items() if name.startswith(SOLUTION)}
-    solutions = dict(zip(saved.pop("solutions"), rollouts_from_arrays(compact, COMPACT), strict=True))
+    kept = zip(saved.pop("solutions"), rollouts_from_arrays(compact, COMPACT), strict=True)
+    solutions = {name: Solution(rollout, reward) for (name, reward), rollout in kept}
     curriculum = saved.pop("curriculum")
-    curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": solutions}
+    places = {source: tuple(place) for source, place in curriculum["places"].items()}
+    curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": solutions, "places": places}
     batch_arrays = {name: array for name, array in arrays.items() if not name.startswith(SOLUTION)}
     rest = iter(rollouts_from_arrays(batch_arrays))
     if batch := saved.pop("next_batch"):
         groups = []
-        for problem, rewards in batch["groups"]:
+        for problem, rewards, correct in batch["groups"]:
             problem = Problem(**problem | {"answers": tuple(problem["answers"])})
-            groups.append(Group(problem, tuple(islice(rest, len(rewards))), np.asarray(rewards, np.float32)))
+            rollouts = tuple(islice(rest, len(rewards)))
+            groups.append(Group(problem, rollouts, np.asarray(rewards, np.float32), np.asarray(correct, bool)))
         batch = SampledBatch(**batch | {"groups": groups})
     return HostState(**saved, curriculum=Curriculum(**curriculum), next_batch=batch)

@@ -15,13 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from polaris_jax import config as configs
 from polaris_jax import supervision
 from polaris_jax.data.prompts import make_prompts
+from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import evaluate
 from polaris_jax.evaluation.job import load_benchmarks
 from polaris_jax.hf import stop_ids
 from polaris_jax.loggers import check_installed
 from polaris_jax.optim.optimizer import restart_schedule
+from polaris_jax.rewards.functions import response_functions
+from polaris_jax.rewards.of_groups import GROUP_FUNCTIONS
 from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.rollout.engine import extended
+from polaris_jax.runs.reward_files import check_reward_files, note_reward_files
 from polaris_jax.runs.start import load_model, load_tokenizer, save_model_files, training_prompts
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
@@ -54,7 +58,9 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     # The config and the data, checked against each other before anything is loaded on a device.
     names, stages = zip(*configs.stages(config), strict=True)
     configs.check_followed(stages)
+    functions = response_functions(config.reward.functions, list(GROUP_FUNCTIONS))
     if any_steps(workdir):
+        check_reward_files(functions, workdir, allow_changed)
         check_config(config, workdir, allowed=allow_changed, free=(*FREE, "sft", "difficulty"))
     meshes, sampling_meshes = zip(*(make_meshes(stage.mesh, stage.rollout.devices) for stage in stages), strict=True)
     tokenizer = load_tokenizer(config)
@@ -70,6 +76,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     state, host = checkpoints.restore(state) or (state, HostState())
     save_model_files(workdir, model, tokenizer)
     write_config(config, workdir)
+    note_reward_files(functions, workdir, int(state.step))
 
     start, total = int(state.step), sum(stage.training.steps for stage in stages)
     keys, shown = dict(configs.flatten(config)), ("reward", "response_length", "tokens_per_s")
@@ -81,9 +88,12 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
         MetricsLogger(workdir, "GRPO", total, start, shown, config.training.loggers, keys) as log,
     ):
         states["verifier"] = verifier.state
+        if functions and (fault := verifier.check(functions)):
+            raise UserError(f"config.reward.functions: {fault}")
         for index in range(host.stage, len(stages)):
             config, mesh, engine = stages[index], meshes[index], engines[index]
             sampler, states["engine"] = Sampler(engine, tokenizer, verifier), engine.state
+            scoring = sampler._replace(functions=tuple(functions))
 
             # A stage begins: parameters where its mesh wants them, easy problems dropped, its temperature chosen.
             state = jax.device_put(state, state_shardings(model, config, mesh))
@@ -101,7 +111,7 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
             trained = extended(model, config.rollout).replace(remat=config.model.remat)
             update = make_update(trained, config, mesh, reference, total_updates)
             logprobs = jax.jit(make_logprobs(trained, mesh), out_shardings=replicated(mesh))
-            stage = Stage(config, prompts[index], sampler, sampling, update, workdir, logprobs)
+            stage = Stage(config, prompts[index], scoring, sampling, update, workdir, logprobs)
             stage_end = host.stage_start + config.training.steps
 
             while int(state.step) < stage_end:
@@ -153,7 +163,8 @@ def evaluation_metrics(state: TrainState, stage: Stage, prompts: Sequence[Prompt
     supervision.heartbeat("evaluation")
     started, config = time.perf_counter(), stage.config
     sampling = make_sampling(config.evaluation, stop_ids(stage.sampler.tokenizer))
-    found = evaluate(stage.sampler, state.params, prompts, config.evaluation.samples, sampling, config.seed)
+    sampler = stage.sampler._replace(functions=())
+    found = evaluate(sampler, state.params, prompts, config.evaluation.samples, sampling, config.seed)
     metrics = {
         f"evaluation/{benchmark}/{name}": scores[name]["mean"]
         for benchmark, scores in found.scores.items()

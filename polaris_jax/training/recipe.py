@@ -65,6 +65,8 @@ def run(
     configs.check_followed(stage for _, stage in configs.stages(config))
     if config.stages and "data.train" in config.stages[0]:
         raise UserError("config.stages: the first stage's `data.train` belongs into config.data.train, to be measured")
+    if config.data.mix:
+        raise UserError("config.data.mix: the recipe measures one dataset; join them with experiments/prepare_data.py")
     with hold(workdir) as held:
         check_config(config, held, allowed=allow_changed, longer=False)  # complete phases are not done again
         write_config(config, held)

@@ -12,6 +12,7 @@ SMALL = {"rollout.prompts": 2, "rollout.samples": 4, "rollout.slots": 8, "evalua
 SHORT = {
     "ablations": {"sft_steps": 4, "steps": 1, "seeds": 2, "train_problems": 4, "held_out": 2, "overrides": SMALL},
     "hf_roundtrip": {},
+    "own_reward": {"sft_steps": 4, "rl_steps": 1, "overrides": SMALLER},
     "tiny_grpo": {"sft_steps": 4, "rl_steps": 4, "overrides": SMALLER | {"evaluation.samples": 4}},  # what other tests have compiled already
     "tour": {"sft_steps": 4, "samples": 4},
 }

@@ -53,7 +53,8 @@ def make_groups(groups=3, samples=4, longest=40, seed=0):
             tokens = rng.integers(0, 64, length).astype(np.int32)
             logprobs = (-np.log(64) + rng.normal(0, 0.2, length)).astype(np.float32)
             rollouts.append(Rollout(str(n), sample, prompt, tokens, logprobs, "stop"))
-        made.append(Group(Problem(str(n), "", ("",)), tuple(rollouts), rng.random(samples).astype(np.float32)))
+        rewards = rng.random(samples).astype(np.float32)
+        made.append(Group(Problem(str(n), "", ("",)), tuple(rollouts), rewards, rewards > 0.5))
     return made
 
 
