@@ -78,7 +78,7 @@ def test_tokens_that_are_left_out_have_no_part_in_values_and_gradients(chunk, co
 
     every, chosen = (
         jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(HIDDEN, UNEMBEDDING, **some)
-        for some in ({}, dict(trained=(mask, count)))
+        for some in ({}, dict(mask_BT=mask))
     )
     for found, expected in zip(chosen[0][1], every[0][1], strict=True):
         np.testing.assert_allclose(found[mask > 0], expected[mask > 0], atol=1e-5)

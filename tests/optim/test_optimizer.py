@@ -189,7 +189,7 @@ def test_an_update_is_made_in_place(kind):
     mesh = make_mesh({}, jax.devices()[:1])
     state = init_state(model, config, mesh)
     totals = dict.fromkeys(("loss", "tokens", "sequences"), jnp.float32(1)), {}
-    compiled = make_apply(model, config, mesh).lower(state, state.params, totals, True).compile()
+    compiled = make_apply(model, config, mesh).lower(state, state.params, totals, jnp.float32(1), True).compile()
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(state))
     if kind != "bfloat16":  # whose random numbers are made in a loop on a CPU
         assert " while(" not in compiled.as_text()
