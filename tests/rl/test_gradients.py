@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.transformer import REMAT_POLICIES
-from polaris_jax.rl.losses import QUANTISED_CAP, importance_cap
+from polaris_jax.rl.losses import QUANTISED_CAP, divisor, importance_cap
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rows import put_rows
@@ -51,6 +51,16 @@ def test_gradient_does_not_depend_on_how_rows_are_made(name, params, sequences, 
 def test_gradient_does_not_depend_on_the_order_of_sequences(params, sequences, config, expected):
     found = policy_gradient(params, sequences[::-1], config)
     assert relative_error(found[0], expected[0]) < 1e-5
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_the_divisor_is_that_of_the_sequences_however_they_are_packed(aggregation, sequences, config):
+    config.algorithm.aggregation = aggregation
+    tokens = sum(int(sequence.mask[1:].sum()) for sequence in sequences)
+    counts = {"token": tokens, "sequence": 12, "constant": 12 * config.rollout.max_response_tokens}
+    for rows in (1, 4):
+        config.updates.rows = rows
+        assert divisor(pack(sequences, config.updates)[0], config) == counts[aggregation]
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "constant"])
