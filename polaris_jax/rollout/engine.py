@@ -22,7 +22,7 @@ from polaris_jax.rollout.pools import new_pool, page_bytes, pool_pages
 from polaris_jax.rollout.programs import Pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.records import Response
-from polaris_jax.rollout.replica import Programs, Queue, Replica, assign, bucket
+from polaris_jax.rollout.replica import Programs, Queue, Replica, bucket, deal, finish_first
 from polaris_jax.rollout.sampling import Sampling, sequence_key
 from polaris_jax.rollout.scheduler import Scheduler
 from polaris_jax.rollout.weight_sync import WeightSync, replica_meshes
@@ -92,18 +92,24 @@ class RolloutEngine:
         self.metrics = call.metrics(self._programs.compilations.count)
         try:
             yield from resumed
-            while call.finished < call.total and not self._stop.is_set() and not preemption.requested():
+            deal(queue, replicas)
+            ending = False
+            while call.finished < call.total and not ending:
                 supervision.heartbeat()
-                # A round: each replica gets groups while it has slots for them, then all decode at the same time.
+                # Each replica goes its own pace: whichever is idle begins a round, and what the first to be done has
+                # sampled is booked while the others compute. Before the call may end, all finish their rounds.
                 with DeferredSignals() as deferred:
-                    assign(queue, replicas)
-                    busy = [replica for replica in replicas if replica.responses]
-                    for replica in busy:
-                        replica.start_round()
-                    done = [response for replica in busy for response in replica.finish_round()]
+                    if not self._is_to_end():
+                        for replica in replicas:
+                            if replica.responses and not replica.at_work:
+                                replica.start_round()
+                    done = finish_first(replicas)
+                    ending = self._is_to_end()
+                    while (ending or deferred.pending) and any(replica.at_work for replica in replicas):
+                        done += finish_first(replicas)
 
                 # What is finished is counted and given out, and only then an interrupt may end the call.
-                call.count(done, [scheduled for replica in busy for scheduled in replica.responses])
+                call.count(done, [scheduled for replica in replicas for scheduled in replica.scheduler.running])
                 self.metrics = call.metrics(self._programs.compilations.count)
                 for response in done:
                     yield response.rollout()
@@ -120,6 +126,9 @@ class RolloutEngine:
             self._pools = self._platform.keep_pools([replica.pool for replica in replicas])
             self._replicas = []
         preemption.check()
+
+    def _is_to_end(self) -> bool:
+        return self._stop.is_set() or preemption.requested()
 
     def _while_others_sample(self) -> None:
         supervision.heartbeat()
