@@ -91,7 +91,7 @@ def assert_equal(left, right):
 def test_it_survives_json_and_arrays(host):
     saved, arrays = to_saved(host)
     assert all(array.size for array in arrays.values())
-    assert_equal(from_saved(json.loads(json.dumps(saved)), arrays), host)
+    assert_equal(from_saved(json.loads(json.dumps(saved)), arrays, host.curriculum.solutions), host)
 
 
 @pytest.mark.parametrize("solutions", [0, 3])
