@@ -3,7 +3,8 @@
     python experiments/polaris.py --config=configs/polaris_4b.py --workdir=runs/polaris_4b
     python experiments/polaris.py --config=configs/tiny_stages.py --workdir=runs/tiny
 
-Started again with the same flags it resumes. A config without `model.path` begins with SFT.
+Started again with the same flags it resumes, and a finished run that is given more steps or stages trains on. A config
+without `model.path` begins with SFT.
 """
 
 from functools import partial
