@@ -26,6 +26,7 @@ setup(
         "mpmath>=1.3,<1.5",
         "sympy>=1.13,<1.15",
         "numpy>=2.0,<3",
+        "scipy>=1.13,<2",
         "pandas>=2.2,<4",
         "pyarrow>=17",
         "filelock>=3.13",  # by which JAX bounds the cache of compiled programs
@@ -45,6 +46,7 @@ setup(
             "pyyaml>=6,<7",
             "torch==2.13.0",
         ],
+        "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
         "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],

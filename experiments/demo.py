@@ -153,7 +153,7 @@ def accuracy_table(before: Evaluation, after: Evaluation) -> Table:
     """How good and how long the answers are."""
     score = after.scores["arithmetic"]
     title = f"{score['problems']} held-out problems, {score['samples']} samples each"
-    table = Table("", "accuracy", "95% interval", "mean length", "cut off", title=title)
+    table = Table("", "accuracy", "95% interval", "mean length", "truncated", title=title)
     for model, result in (("after SFT", before), ("after GRPO", after)):
         score = result.scores["arithmetic"]
         accuracy, length = score[f"avg@{score['samples']}"], score["length"]["mean"]

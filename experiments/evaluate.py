@@ -41,6 +41,7 @@ def main(_: list[str]) -> None:
     from polaris_jax import config as configs
     from polaris_jax.data.rows import summary
     from polaris_jax.evaluation import job, report
+    from polaris_jax.plan.here import memory_line
 
     console, output = Console(), Path(OUTPUT.value)
     if COMPARE.value:
@@ -56,6 +57,7 @@ def main(_: list[str]) -> None:
         title = RESPONSES.value
     else:
         config = configs.override(CONFIG.value, overrides())
+        print(memory_line(config, "evaluation"), flush=True)
         result = job.run(config, output)
         title = config.model.path or config.model.preset
     console.print(report.table(result.scores, title))

@@ -26,17 +26,20 @@ def main(_: list[str]) -> None:
     """Runs the recipe, and prints the scores, where the time went, and where things are."""
     print("loading", flush=True)
     from polaris_jax.evaluation import report
+    from polaris_jax.plan.here import memory_line
     from polaris_jax.sharding.multihost import is_writer
     from polaris_jax.supervision import preemptible
     from polaris_jax.training import recipe
+    from polaris_jax.training.pictures import OVERVIEW
 
+    print(memory_line(CONFIG.value, "GRPO"), flush=True)
     workdir, console = Path(WORKDIR.value), Console()
     announce = partial(console.print, style="bold")
     with preemptible(CONFIG.value.training.grace_s):  # between two phases, too
         outcome = recipe.run(CONFIG.value, workdir, announce=announce, allow_changed=tuple(CHANGED.value))
     if not is_writer():
         return
-    outcome.history.plot(("reward", "response_length", "temperature")).savefig(workdir / "training.png", dpi=120)
+    outcome.history.plot((*OVERVIEW, "temperature")).savefig(workdir / "training.png", dpi=120)
     console.print(report.table(outcome.scores, str(workdir / "train")))
     for phase, spent in outcome.phases.items():
         console.print(f"{phase:<12} {spent['seconds']:8.0f} s  {spent['device_hours']:8.2f} device-hours")

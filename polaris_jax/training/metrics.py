@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from absl import logging
@@ -26,6 +25,7 @@ from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import heartbeat
 from polaris_jax.supervision.progress import STEPS
+from polaris_jax.training.pictures import OVERVIEW, training_picture
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -42,23 +42,15 @@ class History:
         """The metrics as a table indexed by step."""
         return pd.DataFrame(list(self.rows)).set_index("step")
 
-    def plot(self, names: Sequence[str] = ("reward", "response_length")) -> Figure:
-        """One panel a metric over the steps, with a running mean over a tenth of the run."""
-        frame = self.frame()
-        figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.2), squeeze=False, layout="constrained")
-        for axis, name in zip(axes[0], names, strict=True):
-            axis.plot(frame.index, frame[name], alpha=0.3)
-            axis.plot(frame.index, frame[name].rolling(max(1, len(frame) // 10), min_periods=1).mean(), color="C0")
-            axis.set(xlabel="step", title=name.replace("_", " "))
-            axis.grid(alpha=0.3)
-        plt.close(figure)
-        return figure
+    def plot(self, names: Sequence[str] = OVERVIEW) -> Figure:
+        """One panel a metric over the steps (`training_picture`)."""
+        return training_picture(self.frame(), names)
 
 
 def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, float]:
     """What a step's groups, as they were sampled, say of the model.
 
-    Reward; response length in tokens (mean, percentiles, longest) and share cut off; diversity of the responses, whose
+    Reward; response length in tokens (mean, percentiles, longest) and share truncated; diversity of the responses, whose
     texts are given group by group; how many groups are all right, all wrong and mixed, and the histogram of pass
     rates: how many groups have k of their n samples right.
     """
@@ -154,7 +146,7 @@ class MetricsLogger:
                 self._warned = True
             if metrics.get("cut_off", 0) > 0.5:
                 logging.warning(
-                    "step %d: %.0f%% of the responses were cut off at config.rollout.max_response_tokens; a higher "
+                    "step %d: %.0f%% of the responses were truncated at config.rollout.max_response_tokens; a higher "
                     "limit lets them end", step, 100 * metrics["cut_off"],
                 )  # fmt: skip
                 self._warned = True

@@ -166,7 +166,7 @@ def test_responses_of_others_that_do_not_think_are_read_from_their_start(tmp_pat
 def test_more_than_half_cut_off_is_said_with_the_key():
     scores = {"a": {"reasons": {}, "cut_off": 0.51}, "b": {"reasons": {}, "cut_off": None}}
     (line,) = report.warnings(scores, 32)
-    assert "a: 51% of the responses were cut off at config.evaluation.max_response_tokens=32" in line
+    assert "a: 51% of the responses were truncated at config.evaluation.max_response_tokens=32" in line
 
 
 def test_the_table_is_whole_in_80_columns():
