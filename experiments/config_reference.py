@@ -1,7 +1,7 @@
 """Makes docs/config.md, the reference of all config keys, from configs/base.py: each with its default and its comment.
 
-    python experiments/config_reference.py
-    python experiments/config_reference.py --page=docs/config.md
+python experiments/config_reference.py
+python experiments/config_reference.py --page=docs/config.md
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def get_config():
     return c
 ```
 
-Every script takes such a file as `--config=FILE`, and single values as `--config.KEY=VALUE`. A misspelt key and an impossible
-value are refused in one line before anything is loaded. `stages` holds one dict of overrides for each stage; its short keys
-are `name`, `steps`, `temperature` and `max_response_tokens`, all others are written in full, such as `"data.train"`.
+Every script takes such a file as `--config=FILE`, and single values as `--config.KEY=VALUE`. A misspelt key and an
+impossible value are refused in one line before anything is loaded. `stages` holds one dict of overrides for each stage;
+its short keys are `name`, `steps`, `temperature` and `max_response_tokens`, all others are written in full, such as
+`"data.train"`.
 """
 
 

@@ -1,7 +1,7 @@
 """Counts what keeps the code readable: python experiments/house.py [--root=DIR]
 
-Arrows that run back up between the modules, files from the config to the gradient, the widest functions, lines, words of
-one platform on the main path, and classes that share a name. DIR: a checkout; this one by default.
+Arrows that run back up between the modules, files from the config to the gradient, the widest functions, lines, words
+of one platform on the main path, and classes that share a name. DIR: a checkout; this one by default.
 """
 
 import ast
@@ -45,7 +45,14 @@ def main(_: list[str]) -> None:
     sources = {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     trees = {name: ast.parse(text) for name, text in sources.items()}
     imports = {name: set(imported(tree, sources)) for name, tree in trees.items()}
-    upwards = sorted({(module_of(a), module_of(b)) for a, found in imports.items() for b in found if runs_up(module_of(a), module_of(b))})
+    upwards = sorted(
+        {
+            (module_of(a), module_of(b))
+            for a, found in imports.items()
+            for b in found
+            if runs_up(module_of(a), module_of(b))
+        }
+    )
     classes = Counter(n.name for t in trees.values() for n in ast.walk(t) if isinstance(n, ast.ClassDef))
     words = [f"{name}:{number}" for name, text in sources.items() if not EDGE.search(name)
              for number, line in enumerate(text.splitlines(), 1) if PLATFORM_WORDS.search(line)]  # fmt: skip

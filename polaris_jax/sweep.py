@@ -126,7 +126,7 @@ def outcomes(frame: pd.DataFrame, by: Sequence[str], metric: str, smooth: int = 
         words[value] = f"{end.mean():.3g}"
         if end is not first and len(gains := (end - first).dropna()):
             half = student_t.ppf(0.975, len(gains) - 1) * gains.sem() if len(gains) > 1 else float("nan")
-            words[value] += f", {gains.mean():+.2g} ± {'?' if np.isnan(half) else f'{half:.2g}'}"
+            words[value] += f", {gains.mean():+.2g} ± {'?' if np.isnan(half) else f'{round(half, 12):.2g}'}"
     return words
 
 

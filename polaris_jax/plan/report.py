@@ -152,7 +152,7 @@ def picture(plan: Plan) -> Figure:
 
     Times are those of the stage's title: at the assumed share of the roofline's speed.
     """
-    figure = Figure(figsize=(max(8.0, 4.6 * len(plan.stages)), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(9.0, 4.6 * len(plan.stages)), 4.6), layout="constrained")
     panels = figure.subplots(1, len(plan.stages), sharey=True, squeeze=False)[0]
     colours = dict(zip(COMPONENTS, colormaps["tab10"].colors, strict=False))
     largest = max(sum(stage.memory[phase].values()) for stage in plan.stages for phase in PHASES)
@@ -168,7 +168,9 @@ def picture(plan: Plan) -> Figure:
     handles = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    )
     return figure
 
 

@@ -50,8 +50,8 @@ class History:
 def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, float]:
     """What a step's groups, as they were sampled, say of the model.
 
-    Reward; response length in tokens (mean, percentiles, longest) and share truncated; diversity of the responses, whose
-    texts are given group by group; how many groups are all right, all wrong and mixed, and the histogram of pass
+    Reward; response length in tokens (mean, percentiles, longest) and share truncated; diversity of the responses,
+    whose texts are given group by group; how many groups are all right, all wrong and mixed, and the histogram of pass
     rates: how many groups have k of their n samples right.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -29,6 +29,6 @@ def test_it_has_every_key_with_its_default_and_a_comment():
 
 
 def test_a_key_without_a_comment_is_refused():
-    with pytest.raises(ValueError, match="a.b has no comment"):
+    with pytest.raises(ValueError, match=r"a\.b has no comment"):
         page("def get_config():\n    c.a.b = 1\n")
     assert "| `a.b` | `1` | why |" in page("def get_config():\n    c.a.b = 1  # why\n")

@@ -28,7 +28,7 @@ def test_an_evaluation_needs_no_moments_and_its_own_pages():
         model_shape(config), plan_mesh(config.mesh, 1), 4
     )
     longer = smaller_config(**{"evaluation.max_response_tokens": 4096})
-    assert here.needs(longer, "evaluation")[0] > 10 * small
+    assert here.needs(longer, "evaluation")[0] > 2 * small
     assert here.needs(longer, "GRPO") == here.needs(config, "GRPO")
 
 
