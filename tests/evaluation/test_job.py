@@ -207,6 +207,8 @@ def test_comparison_lays_runs_side_by_side(tmp_path):
     gains = frame[["gain", "gain_low", "gain_high"]].to_numpy()
     margin = 1.96 * np.std([0.5, 0.25, 0, 0], ddof=1) / 2
     np.testing.assert_allclose(gains, [[np.nan] * 3, [0.1875, 0.1875 - margin, 0.1875 + margin], [np.nan] * 3])
+    texts = [text.get_text() for text in report.comparison_picture(frame).axes[0].texts]
+    assert texts == ["37.5", "37.5\n+18.8 ± 23.4", "37.5"]
     report.save_comparison(frame, tmp_path / "c")
     assert (tmp_path / "c" / "comparison.png").stat().st_size > 1000
     pd.testing.assert_frame_equal(pd.read_json(tmp_path / "c" / "comparison.json"), frame, check_dtype=False)
