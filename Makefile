@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # start that their hardware is missing, and come without the libraries that only the hardware needs.
 COMPILERS := .venv/compilers/installed
 
-.PHONY: demo test test-slow chaos lint format house gpu-check clean
+.PHONY: demo test test-slow chaos lint format house docs gpu-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
@@ -32,6 +32,14 @@ format: $(INSTALLED)
 # What keeps the code readable, in figures.
 house: $(INSTALLED)
 	$(BIN)/python experiments/house.py
+
+# All pages and the API as a site in build/docs; a link to nothing or a key without a comment is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+.venv/docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
 
 # Without pytest and torch; with JAX's CUDA libraries where there is an NVIDIA driver. ARGS: flags of the script.
 gpu-check: .venv/gpu-check

@@ -48,6 +48,7 @@ def main(_: list[str]) -> None:
     from polaris_jax.data.rows import summary
     from polaris_jax.evaluation import job, report
     from polaris_jax.plan.evaluation import fit
+    from polaris_jax.plan.here import memory_line
     from polaris_jax.rollout import platforms
     from polaris_jax.sharding.multihost import is_writer
 
@@ -70,6 +71,7 @@ def main(_: list[str]) -> None:
         if fitted.mesh != config.mesh:
             console.print(f"tensor parallel over {fitted.mesh.tensor} of {jax.device_count()} devices, by their memory")
         config = fitted
+        print(memory_line(config, "evaluation"), flush=True)
         result = job.run(config, output)
         title = config.model.path or config.model.preset
     console.print(report.table(result.scores, title))

@@ -1,4 +1,4 @@
-"""The records that travel between the rooms: plain Python and numpy; only `PackedBatch` goes to devices."""
+"""The records that travel between the modules: plain Python and numpy; only `PackedBatch` goes to devices."""
 
 from __future__ import annotations
 

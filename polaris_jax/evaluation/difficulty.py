@@ -151,8 +151,8 @@ def save(found: Difficulty, output: Path, config: ConfigDict) -> None:
     history.append(f"Kept: accuracy from {bands}; {len(found.measured) - len(found.kept):,} left out.")
     write_dataset(output / "kept", found.kept, title=f"{source}, filtered", history=history, rollouts=samples)
     accuracies = {
-        "before": [problem.accuracy for problem in found.measured],
-        "after": [problem.accuracy for problem in found.kept],
+        "measured": [problem.accuracy for problem in found.measured],
+        f"kept ({bands})": [problem.accuracy for problem in found.kept],
     }
     with staged(output / "difficulty.png") as path:
         difficulty_picture(accuracies, rollouts=samples).savefig(path, dpi=120)

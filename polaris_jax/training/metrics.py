@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from absl import logging
@@ -29,6 +28,7 @@ from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import heartbeat
 from polaris_jax.supervision.progress import STEPS, show_metrics
+from polaris_jax.training.pictures import OVERVIEW, training_picture
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -46,17 +46,9 @@ class History:
         """The metrics as a table indexed by step."""
         return pd.DataFrame(list(self.rows)).set_index("step")
 
-    def plot(self, names: Sequence[str] = ("reward", "response_length")) -> Figure:
-        """One panel a metric over the steps, with a running mean over a tenth of the run."""
-        frame = self.frame()
-        figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.2), squeeze=False, layout="constrained")
-        for axis, name in zip(axes[0], names, strict=True):
-            axis.plot(frame.index, frame[name], alpha=0.3)
-            axis.plot(frame.index, frame[name].rolling(max(1, len(frame) // 10), min_periods=1).mean(), color="C0")
-            axis.set(xlabel="step", title=name.replace("_", " "))
-            axis.grid(alpha=0.3)
-        plt.close(figure)
-        return figure
+    def plot(self, names: Sequence[str] = OVERVIEW) -> Figure:
+        """One panel a metric over the steps (`training_picture`)."""
+        return training_picture(self.frame(), names)
 
 
 def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]], limit: int) -> dict[str, float]:
@@ -64,8 +56,8 @@ def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]], limit
 
     Reward, and the share that is right; both by source too; response length in tokens (mean, percentiles, longest), its
     histogram (how many responses end in the k-th of `BINS` equal parts of `limit`, the most tokens that one may have)
-    and share cut off; diversity of the responses, whose texts are given group by group; how many groups are all right,
-    all wrong and mixed, and the histogram of pass rates: how many groups have k of their n samples right.
+    and share truncated; diversity of the responses, whose texts are given group by group; how many groups are all
+    right, all wrong and mixed, and the histogram of pass rates: how many groups have k of their n samples right.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths, samples = [len(rollout.tokens) for rollout in rollouts], len(groups[0].rollouts)
@@ -204,7 +196,7 @@ class MetricsLogger:
                 self._warned = True
             if metrics.get("cut_off", 0) > 0.5:
                 logging.warning(
-                    "step %d: %.0f%% of the responses were cut off at config.rollout.max_response_tokens; a higher "
+                    "step %d: %.0f%% of the responses were truncated at config.rollout.max_response_tokens; a higher "
                     "limit lets them end", step, 100 * metrics["cut_off"],
                 )  # fmt: skip
                 self._warned = True

@@ -166,7 +166,7 @@ def test_responses_of_others_that_do_not_think_are_read_from_their_start(tmp_pat
 def test_more_than_half_cut_off_is_said_with_the_key():
     scores = {"a": {"reasons": {}, "cut_off": 0.51}, "b": {"reasons": {}, "cut_off": None}}
     (line,) = report.warnings(scores, 32)
-    assert "a: 51% of the responses were cut off at config.evaluation.max_response_tokens=32" in line
+    assert "a: 51% of the responses were truncated at config.evaluation.max_response_tokens=32" in line
 
 
 def test_the_table_is_whole_in_80_columns():
@@ -207,6 +207,8 @@ def test_comparison_lays_runs_side_by_side(tmp_path):
     gains = frame[["gain", "gain_low", "gain_high"]].to_numpy()
     margin = 1.96 * np.std([0.5, 0.25, 0, 0], ddof=1) / 2
     np.testing.assert_allclose(gains, [[np.nan] * 3, [0.1875, 0.1875 - margin, 0.1875 + margin], [np.nan] * 3])
+    texts = [text.get_text() for text in report.comparison_picture(frame).axes[0].texts]
+    assert texts == ["37.5", "37.5\n+18.8 ± 23.4", "37.5"]
     report.save_comparison(frame, tmp_path / "c")
     assert (tmp_path / "c" / "comparison.png").stat().st_size > 1000
     pd.testing.assert_frame_equal(pd.read_json(tmp_path / "c" / "comparison.json"), frame, check_dtype=False)

@@ -95,6 +95,13 @@ def test_without_an_exploration_zone_all_is_robust_up_to_the_collapse():
     assert [probe.zone_of(t, zones) for t in (0.6, 1.4, 1.5)] == ["robust", "robust", "collapse"]
 
 
+def test_the_picture_names_each_zone_with_its_range_or_that_it_is_not_there():
+    frame = pd.DataFrame({"temperature": [1.2, 1.4, 1.6], "mean": [0.8, 0.6, 0.1], "diversity": [0.3, 0.5, 0.7]})
+    figure = probe.picture(probe.Probe(frame.assign(low=0.0, high=1.0), Zones((1.2, 1.2), (1.2, 1.4), (1.4, 1.6))))
+    texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert texts[-3:] == ["robust: not in this grid", "exploration: 1.2 to 1.4", "collapse: 1.4 to 1.6"]
+
+
 def test_job_and_probe_evaluate_alike(config, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "RolloutEngine", Moody)
     monkeypatch.setattr(job, "load_model", lambda *arguments: (None, None))

@@ -154,7 +154,7 @@ def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
         ({"keep": 1, "keep_best": "no/such"}, [8]),
     ],
 )
-def test_the_newest_the_best_and_every_so_manyth_stay(tmp_path, changed, kept):
+def test_the_newest_the_best_and_every_nth_stay(tmp_path, changed, kept):
     rewards = dict(zip(range(1, 9), [0.2, 0.1, 0.3, 0.9, float("nan"), 0.5, 0.4, 0.2], strict=True))
     metrics = {step: {"reward": reward} for step, reward in rewards.items()}
     save(tmp_path, range(1, 4), metrics, **changed)
