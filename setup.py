@@ -11,7 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["polaris_jax", "polaris_jax.*", "configs"]),
     package_data={"polaris_jax.data": ["benchmarks/*"], "polaris_jax.plan": ["prices.toml"]},
     install_requires=[
@@ -43,8 +43,8 @@ setup(
             "ruff>=0.9,<0.18",
             "jsonschema>=4.20,<5",
             "pyyaml>=6,<7",
-            "torch==2.13.0",
         ],
+        "torch": ["torch==2.13.0"],  # for tests and the demo; apart, since not every Python has a wheel of it
         "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],

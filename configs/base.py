@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
     c.training.evaluate_every = 0  # steps; 0: never
     c.training.grace_s = 60.0  # after SIGTERM: by then the run has saved, or ends without
     c.training.watchdog_minutes = 60.0  # without progress, until the run ends to be started again; 0: never
+    c.training.profile_steps = ()  # first and last step of which WORKDIR/profile gets a trace; (): none
     c.training.log_samples = 2  # responses written to samples.jsonl each step
 
     c.sft = ConfigDict()

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from polaris_jax.gpu_check.runner import CheckResults, Result
+from polaris_jax.gpu_check.runner import CheckResults, Result, number
 
 TITLES = {
-    "speed": "products and copies of this machine",
-    "kernel": "kernels: error against float32, and the portable version's",
+    "ceilings": "copies and products of this machine",
+    "kernel": "kernels with the model's heads: error against float32, and the portable version's",
+    "rollout": "decoding; of_copy: relative to the copy speed",
     "gap": "log-probs, sampler to trainer",
-    "rollout": "decoding",
-    "update": "update",
+    "update": "update; of_DTYPE: relative to the product speed, of_tokens: to transformers + torch",
+    "peer": "the same update in transformers + torch",
+    "apply": "the optimizer's part of an update",
     "step": "one whole step",
+    "profile": "device time by kernel",
+    "heads": "kernels with other heads",
     "longest": "rows tried in search of the longest that trains",
 }
 
@@ -26,9 +30,9 @@ def tables(outcome: CheckResults) -> Iterator[Table]:
         columns = list(dict.fromkeys(name for r in results for name in r.values))
         if not results:
             continue
-        table = Table("check", "status", *columns, title=title)
+        table = Table("check", "status", "s", *columns, title=title)
         for r in results:
-            table.add_row(r.check, r.status, *(number(r.values.get(name)) for name in columns))
+            table.add_row(r.check, r.status, f"{r.seconds:.0f}", *(number(r.values.get(name)) for name in columns))
         yield table
 
 
@@ -48,11 +52,4 @@ def failed(outcome: CheckResults) -> list[Result]:
 
 
 def _kernel_too_large(r: Result) -> bool:
-    return r.check.startswith("kernel/") and r.status == "does not fit"
-
-
-def number(value: object) -> str:
-    """Three digits of a number; other values as they are."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "" if value is None else str(value)
+    return r.check.startswith(("kernel/", "heads/")) and r.status == "does not fit"

@@ -34,6 +34,7 @@ FREE = (
     "training.keep_every",
     "training.keep_best",
     "training.log_samples",
+    "training.profile_steps",
     "training.grace_s",
     "training.watchdog_minutes",
     "sft.checkpoint_every",

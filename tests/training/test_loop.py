@@ -17,6 +17,7 @@ import pytest
 from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.runs.profile import kernels
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import loop
@@ -78,6 +79,20 @@ def test_a_run_samples_with_weights_in_eight_bits_and_measures_what_they_do(run)
     assert frame["update/sampler_trainer_gap"].between(1e-4, 0.1).all()
     assert (frame["update/sampler_trainer_ratio_max"] > 1 + 1e-4).all()
     assert (frame["update/grad_norm"] > 0).any()
+
+
+def test_the_steps_asked_for_are_traced_also_after_a_restart(run, tmp_path, monkeypatch, few_problems):
+    quick = {"training.steps": 3, "training.checkpoint_every": 1}
+    killed(monkeypatch, "train_step", at=3)
+    with pytest.raises(KeyboardInterrupt):
+        run("run", **quick, **{"training.profile_steps": (2, 2)})
+    run("run", **quick, **{"training.profile_steps": (3, 7)})
+    traces = tmp_path / "run" / "profile"
+    assert sorted(path.name for path in traces.iterdir()) == ["step-000002", "step-000003"]
+    for trace in traces.iterdir():
+        programs = {kernel.module for kernel in kernels(trace)}
+        assert {"jit_accumulate", "jit_apply", "jit_decode"} <= programs
+        assert all(kernel.seconds > 0 and kernel.calls >= 1 for kernel in kernels(trace))
 
 
 EXPLORE = {"algorithm.rescue": True, "algorithm.substitute": True}
