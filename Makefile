@@ -17,9 +17,9 @@ test: $(INSTALLED) $(COMPILERS)
 test-slow: $(INSTALLED) $(COMPILERS)
 	$(BIN)/pytest -m slow
 
-# On every Python and JAX that a user gets; Pythons that are neither on the PATH nor pyenv's: OTHERS=/path/to/python3.12:...
+# On every Python and JAX that a user gets. Pythons that are neither on the PATH nor pyenv's: PYTHON=/path/to/python3.12
 test-versions: $(INSTALLED)
-	PYTHON=$(OTHERS) $(BIN)/python experiments/test_versions.py $(ARGS)
+	PYTHON="$(PYTHON)" $(BIN)/python experiments/test_versions.py $(ARGS)
 
 chaos: $(INSTALLED)
 	$(BIN)/python experiments/chaos.py --workdir=runs/chaos

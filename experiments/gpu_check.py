@@ -29,7 +29,7 @@ def main(_: list[str]) -> int:
     announce = partial(console.print, markup=False, highlight=False, soft_wrap=True)
 
     def finish(outcome: CheckResults) -> int:
-        console.print(*report.tables(outcome), sep="\n")
+        console.print(report.table(outcome))
         announce(report.longest_response(outcome))
         announce(f"results: {WORKDIR.value}/results.jsonl")
         if not outcome.complete:

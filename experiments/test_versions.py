@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import which
 from xml.etree import ElementTree
@@ -41,9 +41,13 @@ PROCESSES = flags.DEFINE_integer("processes", 2, "Of pytest.")
 
 @dataclass
 class Row:
-    """What one row of the table says. note: why nothing was run. skipped: how often for each reason."""
+    """What one row of the table says.
+
+    tests: pytest's expression of markers. skipped: how often for each reason. note: what kept the tests from their end.
+    """
 
     name: str
+    tests: str
     versions: tuple[str, ...] = ("", "", "")
     passed: int = 0
     failed: list[str] = field(default_factory=list)
@@ -56,7 +60,9 @@ def main(_: list[str]) -> int:
     """Runs the rows and prints the table."""
     console, rows = Console(), []
     for name in ONLY.value or ROWS:
-        rows.append(test(name))
+        number, requirements, tests = ROWS[name]
+        tests += f" and {MARKED.value}" * bool(MARKED.value)
+        rows.append(test(Row(name, tests), number, requirements, PROCESSES.value))
         console.print(f"{name}: {rows[-1].passed} passed, {len(rows[-1].failed)} failed {rows[-1].note}", markup=False)
     console.print(table(rows))
     for row in rows:
@@ -67,27 +73,24 @@ def main(_: list[str]) -> int:
     return int(bool(missing) or any(row.failed for row in rows))
 
 
-def test(name: str) -> Row:
-    """Makes the row's environment where it is not there yet, and runs its tests in it."""
-    number, requirements, tests = ROWS[name]
+def test(row: Row, number: str, requirements: list[str], processes: int) -> Row:
+    """Makes the row's environment where it is not there yet, and runs its tests in it with so many processes."""
     python = next(pythons(number), None)
     if python is None:
-        return Row(name, note=f"no Python {number} found: name one in PYTHON")
-    venv = ROOT / ".venv-versions" / name
+        return replace(row, note=f"no Python {number} found: name one in PYTHON")
+    venv = ROOT / ".venv-versions" / row.name
     if problem := install(python, venv, requirements):
-        return Row(name, note=problem)
+        return replace(row, note=problem)
     report = venv / "report.xml"
     report.unlink(missing_ok=True)
-    command = [venv / "bin" / "python", "-m", "pytest", "-m", tests + f" and {MARKED.value}" * bool(MARKED.value)]
-    command += [f"--junitxml={report}", "-n", str(PROCESSES.value), "--dist", "loadfile"]
+    command = [venv / "bin" / "python", "-m", "pytest", "-m", row.tests, f"--junitxml={report}"]
+    command += ["-n", str(processes), "--dist", "loadfile"] * (processes > 1)
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
     began = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, env=environment).returncode
-    row = read(name, report) if report.exists() else Row(name, note=f"pytest ended with code {code}")
-    if code and not row.failed:
-        row.note = row.note or f"pytest ended with code {code}"
-    row.versions, row.seconds = versions(venv), time.monotonic() - began
-    return row
+    row = replace(row, versions=versions(venv), seconds=time.monotonic() - began)
+    row = counted(row, report) if report.exists() else row
+    return replace(row, note=f"pytest ended with code {code}") if code and not row.failed else row
 
 
 def pythons(number: str) -> Iterator[str]:
@@ -135,17 +138,17 @@ def versions(venv: Path) -> tuple[str, ...]:
     return tuple(found.stdout.split())
 
 
-def read(name: str, report: Path) -> Row:
-    """Counts what pytest's JUnit file tells."""
-    row = Row(name)
+def counted(row: Row, report: Path) -> Row:
+    """The row with what pytest's JUnit file tells."""
+    passed, failed, skipped = 0, [], Counter()
     for case in ElementTree.parse(report).iter("testcase"):
-        if (skipped := case.find("skipped")) is not None:
-            row.skipped[" ".join(skipped.get("message", "").split())[:160]] += 1
+        if (reason := case.find("skipped")) is not None:
+            skipped[" ".join(reason.get("message", "").split())[:160]] += 1
         elif case.find("failure") is not None or case.find("error") is not None:
-            row.failed.append(f"{case.get('classname')}::{case.get('name')}")
+            failed.append(f"{case.get('classname')}::{case.get('name')}")
         else:
-            row.passed += 1
-    return row
+            passed += 1
+    return replace(row, passed=passed, failed=failed, skipped=skipped)
 
 
 def table(rows: list[Row]) -> Table:
@@ -153,8 +156,7 @@ def table(rows: list[Row]) -> Table:
     found = Table("", "python", "jax", "flax", "tests", "passed", "failed", "skipped", "seconds", "note")
     for row in rows:
         counts = (row.passed, len(row.failed), row.skipped.total())
-        which = ROWS[row.name][2] + f" and {MARKED.value}" * bool(MARKED.value)
-        found.add_row(row.name, *row.versions, which, *map(str, counts), f"{row.seconds:.0f}", row.note)
+        found.add_row(row.name, *row.versions, row.tests, *map(str, counts), f"{row.seconds:.0f}", row.note)
     return found
 
 

@@ -74,10 +74,10 @@ class Bench:
         if any(array.is_deleted() for array in jax.tree.leaves((self._params, self._state))):
             self._params = self._state = None
 
-    def share(self, value: float, check: str, name: str) -> dict[str, float]:
-        """`value` relative to what an earlier check found, under the name `of_NAME`; nothing where it found nothing."""
-        found = self.earlier.get(check, {}).get(name)
-        return {f"of_{name.partition('_')[0]}": value / found} if found else {}
+    def share(self, name: str, value: float, check: str, found: str) -> dict[str, float]:
+        """Under `name` the value relative to what an earlier check found; nothing where it found nothing."""
+        whole = self.earlier.get(check, {}).get(found)
+        return {name: value / whole} if whole else {}
 
 
 def ceilings(bench: Bench, _: str) -> Found:
@@ -122,7 +122,7 @@ def rollout(bench: Bench, argument: str) -> Found:
     step_bytes = item * model.num_parameters + slots * (context - bench.size.decoded / 2) * token_bytes
     read = step_bytes * rate / slots / 1e9
     values = {"tokens_per_s": rate, "step_ms": 1e3 * slots / rate, "read_gb_per_s": read}
-    values |= bench.share(read, "ceilings", "copy_gb_per_s")
+    values |= bench.share("of_copy", read, "ceilings", "copy_gb_per_s")
     return True, values | {"prefill_tokens_per_s": found["prefilled_tokens"] / max(found["prefill_s"], 1e-9)}
 
 
@@ -153,10 +153,10 @@ def gap(bench: Bench, dtype: str) -> Found:
 
 
 def update(bench: Bench, length: str) -> Found:
-    """Tokens/s of one update of full rows; of_MODELDTYPE: of the product speed, of_tokens: of transformers + torch."""
+    """Tokens/s of one update of full rows; of_product, of_peer: relative to the product speed, and to torch."""
     values, dtype = _timed_update(bench, int(length), bench.size.rows(int(length)), REPEATS), bench.size.model().dtype
-    values |= bench.share(values["tflops"], "ceilings", f"{dtype}_tflops")
-    return True, values | bench.share(values["tokens_per_s"], f"peer/{length}", "tokens_per_s")
+    values |= bench.share("of_product", values["tflops"], "ceilings", f"{dtype}_tflops")
+    return True, values | bench.share("of_peer", values["tokens_per_s"], f"peer/{length}", "tokens_per_s")
 
 
 def apply(bench: Bench, _: str) -> Found:
@@ -220,9 +220,8 @@ def longest(bench: Bench, length: str) -> Found:
 
 
 CHECKS = {
-    check.__name__: check
-    for check in (ceilings, kernel, heads, rollout, gap, update, apply, step, profile, longest)
-}  # fmt: skip
+    check.__name__: check for check in (ceilings, kernel, heads, rollout, gap, update, apply, step, profile, longest)
+}
 
 
 def _decoder(bench: Bench, context: int, slots: int) -> tuple[RolloutEngine, Callable[[], None]]:

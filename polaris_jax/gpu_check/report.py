@@ -1,39 +1,19 @@
-"""The results as tables."""
+"""The results as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from rich.table import Table
 
-from polaris_jax.gpu_check.runner import CheckResults, Result, number
-
-TITLES = {
-    "ceilings": "copies and products of this machine",
-    "kernel": "kernels with the model's heads: error against float32, and the portable version's",
-    "rollout": "decoding; of_copy: relative to the copy speed",
-    "gap": "log-probs, sampler to trainer",
-    "update": "update; of_DTYPE: relative to the product speed, of_tokens: to transformers + torch",
-    "peer": "the same update in transformers + torch",
-    "apply": "the optimizer's part of an update",
-    "step": "one whole step",
-    "profile": "device time by kernel",
-    "heads": "kernels with other heads",
-    "longest": "rows tried in search of the longest that trains",
-}
+from polaris_jax.gpu_check.runner import CheckResults, Result, found
 
 
-def tables(outcome: CheckResults) -> Iterator[Table]:
-    """One table for each kind of check."""
-    for kind, title in TITLES.items():
-        results = [r for r in outcome.results if r.check.partition("/")[0] == kind]
-        columns = list(dict.fromkeys(name for r in results for name in r.values))
-        if not results:
-            continue
-        table = Table("check", "status", "s", *columns, title=title)
-        for r in results:
-            table.add_row(r.check, r.status, f"{r.seconds:.0f}", *(number(r.values.get(name)) for name in columns))
-        yield table
+def table(outcome: CheckResults) -> Table:
+    """One row a check. of_copy, of_product, of_peer: relative to copies and products of this machine, and to torch."""
+    title = ", ".join(f"{name} {value}" for name, value in outcome.machine.items())
+    rows = Table("check", "status", "s", "found", title=f"size {outcome.size}: {title}")
+    for r in outcome.results:
+        rows.add_row(r.check, r.status, f"{r.seconds:.0f}", found(r))
+    return rows
 
 
 def longest_response(outcome: CheckResults) -> str:

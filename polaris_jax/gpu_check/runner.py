@@ -102,7 +102,7 @@ def run(
             journal.write(result)
             results.append(result)
             earlier[result.check] = result.values
-            announce(describe(result))
+            announce(f"{result.check}: {result.status}, {result.seconds:.0f} s, {found(result)}")
 
         def give_up(check: str, limit_s: float) -> NoReturn:
             note = f"not done after {limit_s:.0f} s"
@@ -177,10 +177,10 @@ def next_length(size: Size, trained: Mapping[int, bool]) -> int | None:
     return middle if middle > low else None
 
 
-def describe(result: Result) -> str:
-    """One line: the check, how it went, what was measured."""
-    found = ", ".join(f"{name} {number(value)}" for name, value in result.values.items())
-    return f"{result.check}: {result.status}, {result.seconds:.0f} s  {found}{result.note}"
+def found(result: Result) -> str:
+    """What was measured, and the note, on one line."""
+    values = [f"{name} {number(value)}" for name, value in result.values.items()]
+    return ", ".join(values + [result.note] * bool(result.note))
 
 
 def number(value: object) -> str:

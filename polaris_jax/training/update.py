@@ -115,7 +115,7 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
     transformer = Transformer(model, sharded_attention(mesh))
 
     def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, trained: int | None = None):
-        with mesh, nn.logical_axis_rules(RULES):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
             hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
         chosen = None if trained is None else (rows.mask, trained)
         settings = dict(trained=chosen, known=model.known_tokens, mesh=mesh)
