@@ -154,7 +154,8 @@ def next_check(size: Size, platform: str, options: Options, results: list[Result
     names += [f"rollout/{context}x{slots}" for context, slots in size.rollouts]
     names += ["gap/bfloat16", "gap/float16", *(f"update/{length}" for length in size.updates), "apply", "step"]
     names += ["profile/decode", "profile/update"] * options.profile
-    names += [f"kernel/{name}" for name in ours if name not in first] + [f"heads/{name}" for name in ours]
+    names += [f"kernel/{name}" for name in ours if name not in first]
+    names += [f"heads/{name}" for name in ours if size.heads[1:]]
     names += [f"rollout/{context}x{slots}" for context, slots in size.more_rollouts]
     names += [f"update/{length}" for length in size.more_updates]
     if missing := [name for name in names if name not in done]:

@@ -76,7 +76,7 @@ SIZES = {
             "model.preset": "tiny", "model.dtype": "float32", "model.remat": "none", "rollout.tokens_per_call": 8,
         },
         copied=2**20, product=256, repeated=2,
-        heads=((4, 2, 32), (2, 1, 32)), kernel_tokens=96, rollouts=((64, 4), (96, 2)), more_rollouts=(), decoded=32,
+        heads=((4, 2, 32),), kernel_tokens=96, rollouts=((64, 4), (96, 2)), more_rollouts=(), decoded=32,
         updates=(64, 128), more_updates=(), update_tokens=256, shortest=128, longest=128, step=128,
         prompts=2, samples=2, response=16, least_s=0, limit_s=120,
     ),

@@ -39,6 +39,12 @@ def without_times(rows):
     return [{k: v for k, v in row.items() if not (k.startswith(here) or k.endswith(timed))} for row in rows]
 
 
+def traced_programs(workdir):
+    """Which steps have a trace, and whether the programs of rollout and update are in it."""
+    programs = {step: {kernel.module for kernel in kernels(step)} for step in (workdir / "profile").iterdir()}
+    return {step.name: {"jit_decode", "jit_accumulate", "jit_apply"} <= found for step, found in programs.items()}
+
+
 @pytest.fixture
 def run(tiny_config, even_length_pool, tmp_path):
     """Runs the loop in a named directory below tmp_path."""
@@ -50,7 +56,7 @@ def run(tiny_config, even_length_pool, tmp_path):
 
 
 def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
-    history = run("run", **{"training.evaluate_every": 2})
+    history = run("run", **{"training.evaluate_every": 2, "training.profile_steps": (3, 3)})
     frame = history.frame()
     assert list(frame.index) == [1, 2, 3, 4]
     assert (frame["update/grad_norm"] > 0).any()
@@ -71,6 +77,7 @@ def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
     assert {sample["step"] for sample in samples} == {1, 2, 3, 4}
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert history.plot().axes[0].get_title() == "reward"
+    assert traced_programs(tmp_path / "run") == {"step-000003": True}
 
 
 @pytest.mark.slow
@@ -79,20 +86,6 @@ def test_a_run_samples_with_weights_in_eight_bits_and_measures_what_they_do(run)
     assert frame["update/sampler_trainer_gap"].between(1e-4, 0.1).all()
     assert (frame["update/sampler_trainer_ratio_max"] > 1 + 1e-4).all()
     assert (frame["update/grad_norm"] > 0).any()
-
-
-def test_the_steps_asked_for_are_traced_also_after_a_restart(run, tmp_path, monkeypatch, few_problems):
-    quick = {"training.steps": 3, "training.checkpoint_every": 1}
-    killed(monkeypatch, "train_step", at=3)
-    with pytest.raises(KeyboardInterrupt):
-        run("run", **quick, **{"training.profile_steps": (2, 2)})
-    run("run", **quick, **{"training.profile_steps": (3, 7)})
-    traces = tmp_path / "run" / "profile"
-    assert sorted(path.name for path in traces.iterdir()) == ["step-000002", "step-000003"]
-    for trace in traces.iterdir():
-        programs = {kernel.module for kernel in kernels(trace)}
-        assert {"jit_accumulate", "jit_apply", "jit_decode"} <= programs
-        assert all(kernel.seconds > 0 and kernel.calls >= 1 for kernel in kernels(trace))
 
 
 EXPLORE = {"algorithm.rescue": True, "algorithm.substitute": True}
@@ -129,7 +122,8 @@ def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch, few_problem
     killed(monkeypatch, "train_step", at=4)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **EXPLORE)
-    resumed = run("broken", **EXPLORE)
+    resumed = run("broken", **EXPLORE, **{"training.profile_steps": (4, 9)})
+    assert traced_programs(tmp_path / "broken") == {"step-000004": True}
     assert without_times(resumed.rows) == without_times(unbroken.rows)
     assert_same(params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken"))
     left, right = host_of(tmp_path / "broken"), host_of(tmp_path / "unbroken")
