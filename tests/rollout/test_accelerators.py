@@ -78,7 +78,9 @@ def kernel_calls(monkeypatch):
         ("tpu", {"tpu_paged_decode", "splash_attention"}),
     ],
 )
-def test_the_engine_gives_the_same_tokens_with_kernels(mesh, params, portable, kernel_calls, monkeypatch, platform, kernels):
+def test_the_engine_gives_the_same_tokens_with_kernels(
+    mesh, params, portable, kernel_calls, monkeypatch, platform, kernels
+):
     calls = kernel_calls(platform)
     monkeypatch.setattr(replica, "PREFILL_CHUNKS", (16,))  # prompts are longer, so some chunks follow others
     engine = RolloutEngine(MODEL, mesh, rollout_config(page_size=16))
@@ -117,9 +119,7 @@ class Shapes:
 def shapes_of(platform, stage, responses):
     """What the sampler compiles while it decodes that many responses of random lengths, eight to a prompt."""
     config, rng = stage.rollout, np.random.default_rng(0)
-    longest = replica.bucket(
-        pages_for(stage.data.max_prompt_tokens + config.max_response_tokens - 1, config.page_size)
-    )
+    longest = replica.bucket(pages_for(stage.data.max_prompt_tokens + config.max_response_tokens - 1, config.page_size))
     mesh = make_mesh(devices=jax.devices()[:1])
     pages = pool_pages(PRESETS["qwen3-4b"].replace(dtype="bfloat16"), mesh, config, longest)
     scheduler = Scheduler(PagePool(pages), config.page_size, config.slots, config.tokens_per_call)
