@@ -107,6 +107,7 @@ def get_config() -> ConfigDict:
     c.training.grace_s = 60.0  # after SIGTERM: by then the run has saved, or ends without
     c.training.watchdog_minutes = 60.0  # without progress, until the run ends to be started again; 0: never
     c.training.loggers = ("tensorboard",)  # and wandb, mlflow: loggers.py
+    c.training.profile_steps = ()  # first and last step of which WORKDIR/profile gets a trace; (): none
     c.training.log_samples = 2  # groups kept each step for the report, and their first responses in samples.jsonl
 
     c.sft = ConfigDict()

@@ -103,6 +103,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "reward.memory_gib": ("at least 0.0625, for Python itself", lambda value: value * 2**30 >= MIN_MEMORY_BYTES),
     **{f"training.{key}": _AT_LEAST_ONE for key in ("steps", "checkpoint_every", "keep")},
     "training.loggers": _tuple_of(f"some of {', '.join(LOGGERS)}", str, lambda value: set(value) <= LOGGERS.keys()),
+    "training.profile_steps": _tuple_of("first and last step, or none", int, lambda v: not v or _is_span(v)),
     **{f"sft.{key}": _AT_LEAST_ONE for key in ("steps", "batch_size", "checkpoint_every")},
     "sft.schedule": _one_of(SCHEDULES),
     "difficulty.samples": _AT_LEAST_ONE,
@@ -231,6 +232,10 @@ def _is_band(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
     return all(_same_type(part, 0.0) for part in value) and 0 <= value[0] <= value[1]
+
+
+def _is_span(value: tuple[int, ...] | list[int]) -> bool:
+    return len(value) == 2 and 1 <= value[0] <= value[1]
 
 
 def _is_weighted(value: Any) -> bool:

@@ -220,7 +220,7 @@ def _joined(results: Sequence[Evaluation]) -> Evaluation:
 def response_settings(config: ConfigDict) -> dict[str, Any]:
     """All that a response's text depends on, but for its problem and its number. Verdicts are given anew each time."""
     c, checkpoints = config.evaluation, Path(config.model.path) / "checkpoints"
-    steps = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []
+    steps = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if os.path.isdir(checkpoints) else []
     return {
         "model": config.model.path or config.model.preset,
         "tokenizer": config.model.tokenizer or config.model.path,

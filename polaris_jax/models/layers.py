@@ -43,8 +43,16 @@ class Linear(nn.Module):
 
 
 def project(x: jax.Array, *layers: Linear) -> list[jax.Array]:
-    """What each of the layers makes of x [..., in]."""
-    return [layer(x) for layer in layers]
+    """What each of the layers makes of x [..., in]: in one product where the parameters have their kernels side by
+    side, as `joined` (rollout/layout.py)."""
+    first, *others = layers
+    if not first.parent.has_variable("params", "joined"):
+        return [layer(x) for layer in layers]
+    ends = [first.features]
+    for layer in others:
+        ends.append(ends[-1] + layer.features)
+    joined = Linear(ends.pop(), first.axes, first.dtype, first.use_bias, name="joined")
+    return jnp.split(joined(x), ends, axis=-1)
 
 
 class RMSNorm(nn.Module):

@@ -147,11 +147,10 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     slots = Slots(_int(S), _int(S), _int(S), _int(S), keys, _int(S, longest), _int(S, spread))
     numbers = Numbers(_int(1), scalar, scalar, _int(0))
     with jax.set_mesh(sampler_mesh):
-        laid = jax.eval_shape(run.lay_out, cast) if run.platform.lay_out else cast
-        lowered["prefill"] = run.prefill.lower(model, run.platform, laid, pages, chunks)
+        lowered["prefill"] = run.prefill.lower(model, run.platform, cast, pages, chunks)
         lowered["copy"] = run.copy.lower(pages, _int(replica.COPIES), _int(replica.COPIES))
         program = Program(model, sampling, run.steps, run.platform)
-        lowered["decode"] = run.decode.lower(program, laid, pages, slots, numbers, _int())
+        lowered["decode"] = run.decode.lower(program, cast, pages, slots, numbers, _int())
     return lowered
 
 

@@ -17,7 +17,6 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from polaris_jax.errors import UserError
-from polaris_jax.models.layers import project
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import rope_tables
 from polaris_jax.models.transformer import REMAT_POLICIES, Block
@@ -198,7 +197,7 @@ def _block_shapes(model: ModelConfig, tokens: int = PROBE) -> tuple[list[Any], l
     block = Block
     if model.remat != "none":
         block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=False)
-    layer = block(model, packed_attention, project)
+    layer = block(model, packed_attention)
     x_BTD = jax.ShapeDtypeStruct((1, tokens, model.hidden_size), model.dtype)
     integers_BT = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 

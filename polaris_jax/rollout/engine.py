@@ -16,7 +16,7 @@ from polaris_jax import supervision
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
 from polaris_jax.rollout.kv_pages import PagePool, pages_for
-from polaris_jax.rollout.metrics import Counters, GenerateCall
+from polaris_jax.rollout.metrics import GenerateCall
 from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.pools import new_pool, page_bytes, pool_pages
 from polaris_jax.rollout.programs import Pages
@@ -55,9 +55,10 @@ class RolloutEngine:
         self.metrics: dict[str, float] = {}
         self.share_prefix = share_prefix
         self._meshes = replica_meshes(mesh)
-        self._weight_sync = WeightSync(self.model, mesh, self._meshes, config.weights)
         self._platform = PLATFORMS[mesh.devices.flat[0].platform]
         self._programs = Programs(self.model, config.tokens_per_call, self._platform)
+        counts = self._programs.compilations
+        self._weight_sync = WeightSync(self.model, mesh, self._meshes, config.weights, counts)
         self._sequence_pages = 0  # of the longest sequence so far
         self._stop = multihost.SharedFlag()
         self._replicas: list[Replica] = []  # at work
@@ -116,14 +117,14 @@ class RolloutEngine:
         # What there is to do: this process's groups, without what was sampled before an interruption.
         self._stop = multihost.SharedFlag()
         call = GenerateCall(began=time.perf_counter(), traced=self._programs.compilations.count)
-        resumed, queue = _without_resumed(self._groups(prompts, samples, sampling, seed, limits), resumed)
+        resumed, queue = _without_resumed(self._groups(prompts, samples, sampling, seed, limits, call), resumed)
         call.total = sum(len(responses) for responses, _ in queue)
 
         # Weight sync: the trainer's parameters in the sampler's dtype on each replica, each with an empty page pool.
         weights = self._weight_sync(params)
         jax.block_until_ready(weights)
         call.weight_sync_s = time.perf_counter() - call.began
-        replicas = self._replicas = self._start_replicas(weights, sampling, call.counters)
+        replicas = self._replicas = self._start_replicas(weights, sampling, call)
         self.metrics = call.metrics(self._programs.compilations.count)
         try:
             yield from resumed
@@ -182,20 +183,19 @@ class RolloutEngine:
         it; safe to call from a signal handler."""
         self._stop.set()
 
-    def _start_replicas(self, weights: list[Any], sampling: Sampling, counters: Counters) -> list[Replica]:
-        """Takes the weights out of the list, so that they are not held twice where a replica lays them out anew."""
+    def _start_replicas(self, weights: list[Any], sampling: Sampling, call: GenerateCall) -> list[Replica]:
         pages, page_size, kept, self._pools = self._pool_pages(), self.config.page_size, self._pools, []
         dtype = self.config.cache_dtype or self.model.dtype
         pools = self._platform.reuse_pools(kept, pages)
         pools = pools or [new_pool(self.model, mesh, pages, page_size, dtype) for mesh in self._meshes]
         replicas = []
-        for mesh, pool in zip(self._meshes, pools, strict=True):
+        for mesh, params, pool in zip(self._meshes, weights, pools, strict=True):
             rules = page_size, self.config.slots, self.config.tokens_per_call
             scheduler = Scheduler(PagePool(pages), *rules, share=self.share_prefix)
-            replicas.append(Replica(self._programs, mesh, weights.pop(0), pool, scheduler, sampling, counters))
+            replicas.append(Replica(self._programs, mesh, params, pool, scheduler, sampling, call))
         return replicas
 
-    def _groups(self, prompts, samples, sampling, seed, limits) -> Queue:
+    def _groups(self, prompts, samples, sampling, seed, limits, call) -> Queue:
         """This process's share, and the check that each sequence fits alone."""
         if limits is None:
             limits = np.full((len(prompts), samples), sampling.max_response_tokens)
@@ -209,7 +209,8 @@ class RolloutEngine:
             if len(prompt.tokens) == 0:
                 raise UserError(f"prompt {prompt.problem.id!r} has no tokens")
             longest = max(longest, len(prompt.tokens) + int(most) - 1)
-        self._sequence_pages = max(self._sequence_pages, bucket(pages_for(longest, self.config.page_size)))
+        call.sequence_pages = bucket(pages_for(longest, self.config.page_size))
+        self._sequence_pages = max(self._sequence_pages, call.sequence_pages)
         if pages_for(longest, self.config.page_size) > self._pool_pages() - 1:
             raise UserError(
                 f"prompt + response of {longest + 1} tokens take {pages_for(longest, self.config.page_size)} pages of "

@@ -15,7 +15,7 @@ from polaris_jax.compilations import Compilations
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rollout import programs
 from polaris_jax.rollout.kv_pages import NULL_PAGE, pages_for
-from polaris_jax.rollout.metrics import Counters
+from polaris_jax.rollout.metrics import GenerateCall
 from polaris_jax.rollout.platforms import Platform
 from polaris_jax.rollout.records import Response
 from polaris_jax.rollout.sampling import Sampling, split
@@ -36,14 +36,9 @@ class Programs:
     def __init__(self, model: ModelConfig, steps: int, platform: Platform):
         self.model, self.steps, self.platform, self.compilations = model, steps, platform, Compilations()
         counted = self.compilations.of
-        self._lay_out = jax.jit(counted(platform.lay_out), static_argnums=0) if platform.lay_out else None
         self.prefill = jax.jit(counted(programs.prefill), static_argnums=(0, 1), donate_argnums=3)
         self.copy = jax.jit(counted(programs.copy_pages), donate_argnums=0)
         self.decode = jax.jit(counted(programs.decode), static_argnums=0, donate_argnums=2)
-
-    def lay_out(self, params: Any) -> Any:
-        """The sampler's parameters as the other programs want them."""
-        return self._lay_out(self.model, params) if self._lay_out else params
 
 
 class Replica:
@@ -57,11 +52,10 @@ class Replica:
         pool: programs.Pages,
         scheduler: Scheduler,
         sampling: Sampling,
-        counters: Counters,
+        call: GenerateCall,
     ):
-        self.run, self.mesh, self.pool, self.scheduler, self.counters = run, mesh, pool, scheduler, counters
-        with jax.set_mesh(mesh):
-            self.params = run.lay_out(params)
+        self.run, self.mesh, self.params, self.pool = run, mesh, params, pool
+        self.scheduler, self.counters, self._sequence_pages = scheduler, call.counters, call.sequence_pages
         self.responses: dict[Scheduled, Response] = {}
         static, self._numbers = split(sampling)
         self._program = programs.Program(run.model, static, run.steps, run.platform)
@@ -138,16 +132,19 @@ class Replica:
 
     def _prefill(self, jobs: list[Prefill]) -> None:
         """Runs each job chunk by chunk, as many jobs in one call as fit."""
-        page_size = self.scheduler.page_size
-        sizes = [-(-size // page_size) * page_size for size in PREFILL_CHUNKS]
+        page_size, few = self.scheduler.page_size, self.run.platform.few_programs
         starts = {job: job.start for job in jobs}
         while starts:
-            left = max(job.end - start for job, start in starts.items())
+            first = [job for job, start in starts.items() if start == 0]
+            ready = first or sorted(starts, key=starts.__getitem__)
+            sizes, most = (PREFILL_CHUNKS, PREFILL_TOKENS) if first or not few else (PREFILL_CHUNKS[-1:], 1)
+            sizes = [-(-size // page_size) * page_size for size in sizes]
+            left = max(job.end - starts[job] for job in ready)
             T = next((size for size in sizes if size >= left), sizes[-1])
-            most = max(PREFILL_TOKENS // T, 1)
-            batch = sorted(starts, key=starts.__getitem__)[: min(most, PREFILL_BATCHES[-1])]
+            batch = ready[: min(max(most // T, 1), PREFILL_BATCHES[-1])]
             B = next(size for size in PREFILL_BATCHES if size >= len(batch))
-            width = bucket(max(starts[job] // page_size for job in batch))
+            before = max(starts[job] // page_size for job in batch)
+            width = min(power_of_two(before), self._sequence_pages) if few else bucket(before)
             chunks = programs.Chunks(
                 tokens=np.zeros((B, T), np.int32),
                 starts=np.zeros(B, np.int32),
@@ -172,6 +169,7 @@ class Replica:
         running, page_size = self._running, self.scheduler.page_size
         S = next(size for size in self._slot_buckets if size >= len(running))
         width = bucket(max(1, max(pages_for(s.cached, page_size) for s in running)))
+        width = self._sequence_pages if self.run.platform.few_programs else width
         spread = pages_for(self.run.steps + page_size - 1, page_size)  # pages that the steps can touch
         slots = programs.Slots(
             *np.zeros((4, S), np.int32),
@@ -223,9 +221,14 @@ def finish_first(replicas: Sequence[Replica]) -> list[Response]:
     return ready[0].proceed(waited_s) + [response for replica in ready[1:] for response in replica.proceed(0.0)]
 
 
+def power_of_two(n: int) -> int:
+    """The next of 0, 1, 2, 4, 8, 16, ..."""
+    return 1 << (n - 1).bit_length() if n else 0
+
+
 def bucket(n: int) -> int:
     """The next of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: few sizes, at most a half too large."""
     if n <= 2:
         return n
-    power = 1 << (n - 1).bit_length()
+    power = power_of_two(n)
     return power * 3 // 4 if n <= power * 3 // 4 else power

@@ -35,6 +35,7 @@ FREE = (
     "training.keep_best",
     "training.log_samples",
     "training.loggers",
+    "training.profile_steps",
     "training.grace_s",
     "training.watchdog_minutes",
     "sft.checkpoint_every",

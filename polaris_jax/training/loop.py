@@ -25,6 +25,7 @@ from polaris_jax.rewards.functions import response_functions
 from polaris_jax.rewards.of_groups import GROUP_FUNCTIONS
 from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.rollout.engine import extended
+from polaris_jax.runs.profile import traced_step
 from polaris_jax.runs.reward_files import check_reward_files, note_reward_files
 from polaris_jax.runs.start import load_model, load_tokenizer, save_model_files, training_prompts
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
@@ -124,13 +125,14 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
             stage_end = host.stage_start + config.training.steps
 
             while int(state.step) < stage_end:
+                step = int(state.step) + 1
                 try:
-                    state, host, groups, metrics = train_step(state, host, stage, last=int(state.step) + 1 == stage_end)
+                    with traced_step(workdir, step, config.training.profile_steps):
+                        state, host, groups, metrics = train_step(state, host, stage, last=step == stage_end)
                 except supervision.Preempted:  # while it sampled: the state is still that before the step
                     if not config.rollout.devices and not checkpoints.has(int(state.step)):
                         checkpoints.save(state, host, first=log.sync)
                     raise
-                step = int(state.step)
 
                 # Held-out accuracy, costs, and all that is logged of the step.
                 if held_out[index] and step % config.training.evaluate_every == 0:

@@ -125,7 +125,7 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
     transformer = Transformer(model, sharded_attention(mesh))
 
     def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array):
-        with mesh, nn.logical_axis_rules(RULES):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
             hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
         settings = dict(mask_BT=rows.mask, known=model.known_tokens, mesh=mesh)
         return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **settings)

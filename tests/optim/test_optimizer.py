@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from configs.base import get_config
 from polaris_jax.config import override
@@ -48,6 +47,7 @@ def started(optimizer, params=PARAMS, dtype="float32", total=10):
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0, 1000.0])
 def test_ten_updates_follow_torch(clip_norm, optimizer):
     optimizer.clip_norm = clip_norm
+    torch = pytest.importorskip("torch")
     theirs = [torch.nn.Parameter(torch.tensor(p)) for p in PARAMS.values()]
     torch_adamw = torch.optim.AdamW(theirs, lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     params, (state, step) = PARAMS, started(optimizer)

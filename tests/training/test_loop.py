@@ -19,6 +19,7 @@ from polaris_jax.evaluation import job
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.rollout.codec import rollouts_to_arrays
 from polaris_jax.rollout.platforms import PLATFORMS
+from polaris_jax.runs.profile import kernels
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import loop, solutions
@@ -39,6 +40,12 @@ def without_times(rows):
     return [{k: v for k, v in row.items() if not (k.startswith(here) or k.endswith(timed))} for row in rows]
 
 
+def traced_programs(workdir):
+    """Which steps have a trace, and whether the programs of rollout and update are in it."""
+    programs = {step: {kernel.module for kernel in kernels(step)} for step in (workdir / "profile").iterdir()}
+    return {step.name: {"jit_decode", "jit_accumulate", "jit_apply"} <= found for step, found in programs.items()}
+
+
 @pytest.fixture
 def run(tiny_config, even_length_pool, tmp_path):
     """Runs the loop in a named directory below tmp_path."""
@@ -50,7 +57,7 @@ def run(tiny_config, even_length_pool, tmp_path):
 
 
 def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
-    history = run("run", **{"training.evaluate_every": 2})
+    history = run("run", **{"training.evaluate_every": 2, "training.profile_steps": (3, 3)})
     frame = history.frame()
     assert list(frame.index) == [1, 2, 3, 4]
     assert (frame["update/grad_norm"] > 0).any()
@@ -71,6 +78,7 @@ def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
     assert {sample["step"] for sample in samples} == {1, 2, 3, 4}
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert history.plot().axes[0].get_title() == "reward"
+    assert traced_programs(tmp_path / "run") == {"step-000003": True}
 
 
 def test_evaluation_within_training_is_the_evaluation_job(run, tiny_config, tmp_path, monkeypatch):
@@ -157,7 +165,8 @@ def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch, few_problem
     killed(monkeypatch, "train_step", at=4)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **EXPLORE)
-    resumed = run("broken", **EXPLORE)
+    resumed = run("broken", **EXPLORE, **{"training.profile_steps": (4, 9)})
+    assert traced_programs(tmp_path / "broken") == {"step-000004": True}
     assert without_times(resumed.rows) == without_times(unbroken.rows)
     assert_same(params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken"))
     left, right = host_of(tmp_path / "broken"), host_of(tmp_path / "unbroken")
