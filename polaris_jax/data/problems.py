@@ -114,13 +114,14 @@ def without_suffix(question: str, suffix: str) -> str:
 def parse_problem(row: dict[str, Any], *, suffix: str = SUFFIX, source: str = "") -> Problem:
     """One row as a Problem (layouts: `load_problems`); `source` where the row names none. Raises RowError."""
     extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
-    kind, options, answers = row.get("kind") or extra.get("kind"), options_of(row), _ground_truth(row)
+    written, answers, options = _question(row), _ground_truth(row), options_of(row)
+    kind = row.get("kind") or extra.get("kind")
     if kind is None:
         kind = "choice" if options and names_option(answers, options) else "math"
     if kind not in KINDS:
         raise RowError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     bare = without_suffix if kind == "reasoning_gym" else bare_question  # whose scorers ask for what questions say
-    question = bare(_question(row), suffix)
+    question = bare(written, suffix)
     if not question:
         raise RowError("question is empty")
     if kind == "choice":

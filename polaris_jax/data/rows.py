@@ -93,7 +93,7 @@ def open_tables(source: str | Path) -> list[tuple[str, Rows]]:
             raise UserError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(SUFFIXES)}")
         return [(str(path), _file_rows(path))]
     name, *parts = str(source).split(":")
-    split, configuration = (parts or ["train"])[-1] or "train", parts[0] if len(parts) == 2 else None
+    split, configuration = (parts or ["train"])[-1] or "train", parts[:-1]
     if len(parts) > 2 or name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).suffix in SUFFIXES:
         raise UserError(f"{source}: no such file or directory")
     return [(str(source), _dataset_rows(name, _load_hub(name, configuration, split)))]
@@ -106,9 +106,9 @@ def _load_saved(path: Path) -> datasets.Dataset:
         raise UserError(f"{path}: not a dataset that save_to_disk wrote ({error})") from error
 
 
-def _load_hub(name: str, configuration: str | None, split: str) -> datasets.Dataset:
+def _load_hub(name: str, configuration: list[str], split: str) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(name, configuration, split=split)
+        return datasets.load_dataset(name, *configuration, split=split)
     except Exception as error:  # the hub's client raises many kinds: offline, not found, gated, no such split
         reason = " ".join(str(error).split())
         raise UserError(

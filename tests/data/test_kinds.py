@@ -101,7 +101,7 @@ def test_configuration_and_split_of_a_hub_dataset(monkeypatch):
     for source in ("a/b", "a/b:test", "a/b:main:test"):
         with pytest.raises(UserError, match="has no rows"):
             load_problems(source)
-    assert asked == [("a/b", None, "train"), ("a/b", None, "test"), ("a/b", "main", "test")]
+    assert asked == [("a/b", "train"), ("a/b", "test"), ("a/b", "main", "test")]
 
 
 def test_reasoning_gym_gives_distinct_problems_in_two_splits_that_its_scorers_take(tmp_path, monkeypatch):
