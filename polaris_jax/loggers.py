@@ -101,12 +101,15 @@ def mlflow(workdir: Path, config: Mapping[str, Any]) -> Logger:
         named = [(re.sub(r"[^\w./ -]", "_", name), value) for name, value in metrics_of(row)]
         step, now = row["step"], int(time.time() * 1000)
         new = [Metric(name, float(value), now, step) for name, value in named if (name, step) not in known]
+        tell(client.log_batch, metrics=new)
+
+    def tell(what: Callable, **told: Any) -> None:
         try:
-            client.log_batch(identity, metrics=new)
+            what(identity, **told)
         except MlflowException as error:
             raise OSError(0, f"mlflow: {error}") from error
 
-    return Logger(write, lambda: client.set_terminated(identity))
+    return Logger(write, lambda: tell(client.set_terminated))
 
 
 LOGGERS: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {

@@ -156,7 +156,7 @@ def test_evaluations_show_what_changed(open_page, one_run):
 
 def test_hostile_texts_are_shown_as_text(open_page, tmp_path):
     texts = [*HOSTILE, "<b>" + "y" * 5000]
-    make_run(tmp_path / "run", steps=1, texts=lambda step: texts)
+    make_run(tmp_path / "run", steps=1, texts=lambda step: texts, limit=8192)
     long = "<script>document.title = 'owned'</script>" + "x" * 2**20
     make_evaluation(tmp_path / "run" / "evaluation", [[text] for text in HOSTILE] + [[long]])
     page = open_page(report.write([tmp_path / "run"]))
@@ -165,7 +165,7 @@ def test_hostile_texts_are_shown_as_text(open_page, tmp_path):
     assert page.locator("script").count() == 2
     found = page.locator(".response .text").all_text_contents()
     assert found[:-1] == [visible(f"{text}<|end|>") for text in HOSTILE]
-    assert found[-1].endswith("1011 more tokens")
+    assert found[-1].endswith("1004 more tokens")
     page.locator(".response button").click()
     assert page.locator(".response .text").last.text_content() == f"{texts[-1]}<|end|>"
     rows = page.locator("#problems tr")

@@ -115,7 +115,7 @@ def test_hostile_texts_make_no_element_and_are_there_whole(tmp_path):
     texts = [*HOSTILE, "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace")]
     make_run(tmp_path / "run", steps=1, texts=lambda step: texts)
     long = "<script>" + "x" * 2**20 + "</script>"
-    make_evaluation(tmp_path / "run" / "evaluation", [[text, text + "!"] for text in HOSTILE] + [[long]])
+    make_evaluation(tmp_path / "run" / "evaluation", [[text] for text in HOSTILE] + [[long]])
     path = report.write([tmp_path / "run"])
     page = Scripts(path.read_text("utf-8"))
     assert [attributes for attributes, _ in page.found] == [{"type": "application/json", "id": "data"}, {}]
@@ -160,7 +160,7 @@ def test_the_budget_holds_and_long_responses_lose_their_middle(tmp_path, monkeyp
     monkeypatch.setattr(rollouts, "CAPS", (2**20, 100))
     monkeypatch.setattr(evaluations, "BUDGET", 50_000)
     monkeypatch.setattr(evaluations, "CAPS", (2**20, 100))
-    make_run(tmp_path / "run", texts=lambda step: [f"<think>{'<' * 5000}</think>{step}"] * 4)
+    make_run(tmp_path / "run", texts=lambda step: [f"<think>{'<' * 5000}</think>{step}"] * 4, limit=8192)
     make_evaluation(tmp_path / "run" / "evaluation", [["<" * 3000 + str(i)] for i in range(200)])
     path = report.write([tmp_path / "run"])
     data = data_of(path)
@@ -183,13 +183,13 @@ def test_runs_are_compared_under_short_names(tmp_path):
     make_run(tmp_path / "a" / "train")
     make_run(tmp_path / "b" / "train", steps=3, **{"seed": 5})
     make_evaluation(tmp_path / "a" / "evaluation", [["ab", "a"], ["a", "a"]])
-    make_evaluation(tmp_path / "b" / "evaluation", [["ab", "ab"], ["a", "a"], ["a"]])
+    make_evaluation(tmp_path / "b" / "evaluation", [["ab", "ab"], ["a", "a"], ["a", "ab"]])
     data = data_of(report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html"))
     assert [run["name"] for run in data["runs"]] == ["a/train", "b/train"]
     assert next(row for row in data["config"] if row["key"] == "seed")["values"] == ["0", "5"]
     assert [run["name"] for run in data["evaluations"]["runs"]] == ["a/evaluation", "b/evaluation"]
     right = [[run and run["right"] for run in problem["runs"]] for problem in data["evaluations"]["problems"]]
-    assert right == [["10", "11"], ["00", "00"], [None, "0"]]
+    assert right == [["10", "11"], ["00", "00"], [None, "01"]]
 
 
 def test_a_long_run_is_shown_by_means(tmp_path):

@@ -53,10 +53,13 @@ def group(tokenizer, problem, texts, rewards, seed=0):
     return group_log.LoggedGroup(made, reasons, tuple(gaps), tuple(entropies))
 
 
-def make_run(workdir, steps=10, texts=lambda step: ["<think>a</think>7", "<think>b</think>8"] * 2, **overrides):
-    """A run of two stages with two groups of four each step. texts: of a step's responses."""
+TEXTS = ("<think>a</think>7", "<think>b</think>8") * 2
+
+
+def make_run(workdir, steps=10, texts=lambda step: TEXTS, limit=256, **overrides):
+    """A run of two stages with two groups each step. texts: of a step's responses, of at most `limit` tokens."""
     workdir.mkdir(parents=True)
-    config = configs.override(base.get_config(), {"stages": STAGES, "rollout.max_response_tokens": 256} | overrides)
+    config = configs.override(base.get_config(), {"stages": STAGES, "rollout.max_response_tokens": limit} | overrides)
     (workdir / "config.json").write_text(config.to_json_best_effort())
     tokenizer, rows = byte_tokenizer(), []
     tokenizer.save_pretrained(workdir / "tokenizer")
@@ -67,7 +70,7 @@ def make_run(workdir, steps=10, texts=lambda step: ["<think>a</think>7", "<think
             problem = Problem(f"p{(step + i) % 7}", f"What is {step} + {i}?", (str(step + i),), "sums")
             looked.append(group(tokenizer, problem, said, [float(s < right) for s in range(len(said))], seed=step))
         group_log.keep(workdir, step, looked)
-        metrics = group_metrics([one.group for one in looked], [said, said], 256)
+        metrics = group_metrics([one.group for one in looked], [said, said], limit)
         assert sum(metrics[f"response_length/part_{k}_of_{BINS}"] for k in range(1, BINS + 1)) == 2 * len(said)
         more = {"verdict/equal": 0.25, "verdict/unequal": 0.75, "seconds/rollout": 1.0, "seconds/update": 2.0}
         more |= {"stage": int(step > 5), "temperature": 1.0 + step / 100, "cost/device_hours": step / 10}
