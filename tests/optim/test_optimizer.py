@@ -10,6 +10,8 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.optim.moments import MOMENTS
 from polaris_jax.optim.optimizer import (
+    FIRST_LOSS_SCALE,
+    LEAST_LOSS_SCALE,
     OPTIMIZERS,
     SCHEDULES,
     apply_gradients,
@@ -90,8 +92,9 @@ def test_the_float16_loss_scale_halves_at_an_overflow_and_doubles_after_a_while(
     grads, broken = jax.tree.map(np.ones_like, PARAMS), jax.tree.map(lambda p: p * np.nan, PARAMS)
     params, (state, step) = PARAMS, started(optimizer, dtype="float16")
     first = float(state.loss_scale)
-    params, state, _ = step(params, broken, state)
+    params, state, metrics = step(params, broken, state)
     assert float(state.loss_scale) == first / 2
+    assert (metrics["overflow"], metrics["skipped"], state.skipped_in_a_row) == (True, 0, 0)
     for _ in range(100):
         params, state, _ = step(params, grads, state)
     assert float(state.loss_scale) == first
@@ -189,7 +192,17 @@ def test_an_update_is_made_in_place(kind):
     mesh = make_mesh({}, jax.devices()[:1])
     state = init_state(model, config, mesh)
     totals = dict.fromkeys(("loss", "tokens", "sequences"), jnp.float32(1)), {}
-    compiled = make_apply(model, config, mesh).lower(state, state.params, totals, True).compile()
+    compiled = make_apply(model, config, mesh).lower(state, state.params, totals, jnp.float32(1), True).compile()
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(state))
     if kind != "bfloat16":  # whose random numbers are made in a loop on a CPU
         assert " while(" not in compiled.as_text()
+
+
+def test_at_the_least_loss_scale_an_update_that_is_not_finite_is_skipped(optimizer):
+    params, (state, step) = PARAMS, started(optimizer, dtype="float16")
+    broken, halvings = jax.tree.map(lambda p: p * np.nan, PARAMS), 0
+    while not state.skipped:
+        params, state, metrics = step(params, broken, state)
+        halvings += int(metrics["overflow"])
+    assert 2.0**halvings * float(state.loss_scale) == FIRST_LOSS_SCALE
+    assert float(state.loss_scale) == LEAST_LOSS_SCALE
