@@ -55,8 +55,9 @@ groups = st.builds(
     st.lists(rollouts, min_size=1, max_size=2),
 )
 batches = st.builds(
-    SampledBatch, st.lists(groups, min_size=1, max_size=2), st.lists(st.lists(names)), st.just({"seconds/rollout": 0.1})
-)
+    SampledBatch, st.lists(groups, min_size=1, max_size=2), st.lists(st.lists(names)), st.lists(st.lists(names)),
+    st.just({"seconds/rollout": 0.1}),
+)  # fmt: skip
 hosts = st.builds(
     HostState, curricula, st.integers(0, 3), st.integers(0, 99), st.floats(0, 2), st.none() | st.floats(0, 1),
     st.floats(0, 9), st.none() | batches,
@@ -91,7 +92,8 @@ def assert_equal(left, right):
 def test_it_survives_json_and_arrays(host):
     saved, arrays = to_saved(host)
     assert all(array.size for array in arrays.values())
-    assert_equal(from_saved(json.loads(json.dumps(saved)), arrays, host.curriculum.solutions), host)
+    rollouts = {name: solution.rollout for name, solution in host.curriculum.solutions.items()}
+    assert_equal(from_saved(json.loads(json.dumps(saved)), arrays, rollouts), host)
 
 
 @pytest.mark.parametrize("solutions", [0, 3])
