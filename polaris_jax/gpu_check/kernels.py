@@ -104,7 +104,7 @@ def _cached(owner: str, emulated: bool, lengths: tuple[int, ...], T: int, seen: 
     table = 1 + np.random.default_rng(0).permutation(B * W).reshape(B, W).astype(np.int32)
 
     def attend(platform, q, keys, values, new_k, new_v, **options):
-        cache = Cache((keys, values), table, np.asarray(lengths, np.int32))
+        cache = Cache((keys, values), table, jnp.asarray(lengths, jnp.int32))
         return (paged_attention(platform, q, cache, 1, (new_k, new_v), seen, **options),)
 
     def arguments(heads: Heads, dtype: str):

@@ -140,7 +140,7 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     sampling, _ = split(Sampling(c.temperature, c.top_p, c.top_k, c.max_response_tokens))
 
     T = -(-replica.PREFILL_CHUNKS[-1] // c.page_size) * c.page_size
-    B, S = max(replica.PREFILL_TOKENS // T, 1), c.slots
+    B, S = 1 if run.platform.few_programs else max(replica.PREFILL_TOKENS // T, 1), c.slots
     chunks = Chunks(_int(B, T), _int(B), _int(B, longest), _int(B, T // c.page_size))
     spread = pages_for(c.tokens_per_call + c.page_size - 1, c.page_size)
     keys, scalar = jax.ShapeDtypeStruct((S, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from polaris_jax import config as configs
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.ops.attention import sharded_attention
-from polaris_jax.ops.paged_attention import paged_attention
+from polaris_jax.ops.paged_attention import Cache, paged_attention
 from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_training, topology_devices
 from polaris_jax.sharding.mesh import make_mesh
 
@@ -60,14 +60,18 @@ def kernels(topology):
     numbers = array((2, 1024), jnp.int32)
     q, k = (array((2, 1024, heads, 128), jnp.bfloat16) for heads in (32, 8))
     value = lambda *x: jnp.sum(sharded_attention(mesh)(*x)[0].astype(jnp.float32))  # noqa: E731
-    pool, new = array((3, 50, 64, 8, 128), jnp.bfloat16), array((2, 8, 128, 16), jnp.bfloat16)
-    rest = array((2, 24), jnp.int32), array((2,), jnp.int32), (new, array((2, 8, 16, 128), jnp.bfloat16))
+    pool, new = array((3, 50, 64, 8, 128), jnp.bfloat16), array((2, 16, 8, 128), jnp.bfloat16)
+    table, lengths = array((2, 24), jnp.int32), array((2,), jnp.int32)
     platform = mesh.devices.flat[0].platform
     with cudnn_of(mesh), jax.set_mesh(mesh):
         return {
             "training": jax.jit(jax.grad(value, argnums=(0, 1, 2))).lower(q, k, k, numbers, numbers),
-            "decoding": jax.jit(partial(paged_attention, platform)).lower(
-                array((2, 1, 32, 128), jnp.bfloat16), (pool, pool), array((), jnp.int32), *rest, array((1, 1, 16), bool)
+            "decoding": jax.jit(
+                lambda q, pages, table, lengths, new, seen: paged_attention(
+                    platform, q, Cache(pages, table, lengths), 1, new, seen
+                )
+            ).lower(
+                array((2, 1, 32, 128), jnp.bfloat16), (pool, pool), table, lengths, (new, new), array((1, 1, 16), bool)
             ),
         }
 

@@ -59,7 +59,7 @@ def test_kernels_compile_at_the_heads_of_the_4b(topology):
         assert found["decoding"]["calls"] == {"tpu_custom_call": 1}
     else:
         assert found["training"]["calls"] == {CUDNN: 2}
-        assert found["decoding"]["calls"] == {TRITON: 1}
+        assert found["decoding"]["calls"] == {TRITON: 2}  # the second puts parts together
     pool = found["decoding"]["arguments"]
     assert found["decoding"]["temporary"] < pool / 20, "the pages are read where they lie"
 

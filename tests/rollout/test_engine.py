@@ -130,7 +130,7 @@ def test_a_pool_so_small_that_sequences_are_preempted(engine, params, expected, 
 
 @slow
 def test_the_way_of_accelerators_gives_the_same_tokens(model, mesh, params, expected, monkeypatch):
-    """Parameters as they are, pages read in each step, few sizes of calls, no pools kept; but for their kernels."""
+    """Pages read in each step, few sizes of calls, no pools kept; but for their kernels."""
     monkeypatch.setitem(PLATFORMS, "cpu", Platform("cpu"))
     engine = RolloutEngine(model, mesh, rollout_config())
     check(generate(engine, params), expected(SAMPLED))

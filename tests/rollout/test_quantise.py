@@ -51,15 +51,19 @@ def test_logits_stay_close(weights, synced):
     assert 0 < kl.mean() < {"int8": 1e-3, "fp8": 1e-2}[weights]
 
 
+def tree_bytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
 @pytest.mark.parametrize("weights", CODES)
 def test_projections_take_a_quarter_of_float32(weights, synced):
     for kernels, plain in zip(synced[weights]["layers"], synced[""]["layers"], strict=True):
         for block, names in (("attention", ("joined", "o")), ("mlp", ("joined", "down"))):
             for name in names:
                 assert kernels[block][name]["kernel"].nbytes * 4 == plain[block][name]["kernel"].nbytes
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(synced[weights]))
+    total, plain = (tree_bytes(synced[w]) - synced[w]["scorer_DV"].nbytes for w in (weights, ""))
     assert total == pytest.approx(weight_bytes(MODEL, weights), rel=0.15)  # norms and scales, of channels of 32 inputs
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(synced[""])) == weight_bytes(MODEL, "")
+    assert plain == weight_bytes(MODEL, "")
 
 
 def test_the_engine_records_the_logprobs_of_the_quantised_model(params, mesh, synced):
