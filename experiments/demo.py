@@ -37,6 +37,7 @@ from polaris_jax.training.metrics import History
 CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "The config; --config.KEY=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything goes.")
 GREEDY_ANSWERS = 4  # compared with transformers' generate
+WATCHED, WATCH_EVERY = 64, 5  # held-out problems whose accuracy the live view shows, every so many steps of GRPO
 EXAMPLES = 3  # problems shown with the answer before and after
 
 # What every seed and processor must reach; docs/demo.md has the runs.
@@ -74,7 +75,8 @@ def main(_: list[str]) -> int:
 
     sft_history = timed("SFT", sft.run, config, workdir / "sft")
     before = evaluated("sft", "evaluation after SFT")
-    rl_config = configs.override(config, {"model.path": str(workdir / "sft")})
+    handful = {"training.evaluate_every": WATCH_EVERY, "evaluation.max_problems": WATCHED, "evaluation.samples": 1}
+    rl_config = configs.override(config, {"model.path": str(workdir / "sft")} | handful)
     history = timed("GRPO", loop.run, rl_config, workdir / "rl")
     after = evaluated("rl", "evaluation after GRPO")
     matches = timed("export", export_and_compare, config, workdir / "rl", workdir / "hf")

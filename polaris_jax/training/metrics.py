@@ -25,7 +25,7 @@ from polaris_jax.rewards import Reason
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import heartbeat
-from polaris_jax.supervision.progress import STEPS
+from polaris_jax.supervision.progress import STEPS, show_metrics
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -127,10 +127,13 @@ class MetricsLogger:
         self._metrics.add(row)
         self._flush()
         self._write_tensorboard()
-        text = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in self._shown if name in metrics)
+        names = [*self._shown, *(name for name in metrics if name.startswith("evaluation/"))]
+        shown = {name: metrics[name] for name in names if name in metrics}
+        show_metrics(shown)
         heartbeat(STEPS, step, self._total)
         if step == self._total or step % max(1, self._total // 20) == 0:
             with suppress(OSError):  # of a log file on the same full disk
+                text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
                 self._console.print(f"{self._title} {step}/{self._total}  {text}")
 
     def sample(self, record: Mapping[str, Any]) -> None:

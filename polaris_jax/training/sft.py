@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
 
 
 def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> History:
-    config = _as_sft(given)
+    config = as_sft(given)
     if any_steps(workdir):
         check_config(given, workdir, allowed=allow_changed, free=(*FREE, *UNUSED, *REPLACED))
     mesh = make_mesh(config.mesh)
@@ -95,7 +95,7 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
         return log.history()
 
 
-def _as_sft(config: ConfigDict) -> ConfigDict:
+def as_sft(config: ConfigDict) -> ConfigDict:
     """The config with the SFT's loss, steps and optimizer where GRPO's were, and nothing else that is GRPO's."""
     defaults = {f"algorithm.{key}": value for key, value in base.get_config().algorithm.items()}
     return configs.override(
