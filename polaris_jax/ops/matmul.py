@@ -13,8 +13,8 @@ import jax.numpy as jnp
 def matmul(x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:
     """`x @ y` of [..., M, K] and [..., K, N] with the same leading axes, accumulated and returned in `dtype`.
 
-    y is cast to the dtype of x. It may be a float32 parameter, whose gradient then is not rounded to that dtype: the sum
-    over rows, on a device and over devices, is float32. All products are of arrays in the dtype of x.
+    y is cast to the dtype of x. It may be a float32 parameter, whose gradient then is not rounded to that dtype: the
+    sum over rows, on a device and over devices, is float32. All products are of arrays in the dtype of x.
     Inside a `shard_map` that checks replication, x and y vary over the same mesh axes.
     """
     return jnp.matmul(x, y.astype(x.dtype), preferred_element_type=dtype)

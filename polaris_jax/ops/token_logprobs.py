@@ -118,10 +118,7 @@ def _backward(loop, saved, given):
         d_hidden_SD, d_kernel_VD = sums
         index_C = _chunk(order_S, i, loop)
         hidden_CD = hidden_ND[index_C]
-        if loop.keeps:
-            logits_CV = _chunk(logits_SV, i, loop)
-        else:
-            logits_CV = _logits(loop, hidden_CD, kernel_VD, temperature)
+        logits_CV = _chunk(logits_SV, i, loop) if loop.keeps else _logits(loop, hidden_CD, kernel_VD, temperature)
         d_logprobs_C1, d_entropy_C1 = (_chunk(d_S, i, loop)[:, None] for d_S in (d_logprobs_S, d_entropy_S))
         _, entropy_C1, log_total_C1 = (_chunk(x_S, i, loop)[:, None] for x_S in stats_3S)
         logprobs_CV = logits_CV - log_total_C1

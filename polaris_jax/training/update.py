@@ -190,10 +190,11 @@ def make_apply(
     total_updates: int | None = None,
     compilations: Compilations | None = None,
 ) -> Callable:
-    """The jitted `apply(state, grads, totals, count, usable) -> (state, metrics)`: one optimizer update; state is donated.
+    """The jitted `apply(state, grads, totals, count, usable) -> (state, metrics)`: one optimizer update.
 
-    grads, totals, count: of `make_gradient`. usable: bool; where it is False, or the loss or a gradient is not finite,
-    nothing changes but the counts of skipped updates, or float16's loss scale. total_updates: as in `stage_optimizer`.
+    state is donated. grads, totals, count: of `make_gradient`. usable: bool; where it is False, or the loss or a
+    gradient is not finite, nothing changes but the counts of skipped updates, or float16's loss scale. total_updates:
+    as in `stage_optimizer`.
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
 
@@ -222,7 +223,7 @@ def check_finite(skipped_in_a_row: float, config: ConfigDict) -> None:
 
 
 def _combine(history: list[dict[str, np.ndarray]]) -> Metrics:
-    """One value a metric: the last for counts in a row, the sum of skipped and overflows, the largest ratio, means of the others."""
+    """One value a metric: the last for counts in a row, sums of other counts, the largest ratio, means of the rest."""
     metrics = {}
     for name in history[0]:
         values = [float(metrics[name]) for metrics in history]
