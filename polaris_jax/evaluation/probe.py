@@ -100,7 +100,7 @@ def save(probe: Probe, output: Path) -> None:
 def table(probe: Probe, title: str = "") -> Table:
     """One row a temperature, accuracies and shares in percent; a border is named by the zone that begins there."""
     result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("temperature", "avg@k", "95%", "diversity", "tokens", "trunc."):
+    for name in ("temperature", "avg@k", "95%", "diversity", "tokens", "trunc"):
         result.add_column(name, justify="right")
     result.add_column("zone")
     for row in probe.frame.to_dict("records"):

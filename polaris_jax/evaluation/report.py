@@ -36,7 +36,7 @@ def table(scores: Scores, title: str = "") -> Table:
     """One row a benchmark with n problems and k responses to each; accuracies and shares in percent."""
     result = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     result.add_column("benchmark", overflow="fold")  # the one that gives way in 80 columns
-    for name in ("n", "k", "avg@k", "95%", "pass@k", "maj@k", "tokens", "no box", "trunc."):
+    for name in ("n", "k", "avg@k", "95%", "pass@k", "maj@k", "tokens", "no box", "trunc"):
         result.add_column(name, justify="right", no_wrap=True)
     for benchmark, found in scores.items():
         k = found["samples"]

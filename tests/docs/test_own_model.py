@@ -38,7 +38,7 @@ def with_a_model(tmp_path_factory):
     shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     shape |= dict(num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=2048)
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=128, eos_token_id=tokenizer.eos_token_id, **shape))
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=192, eos_token_id=tokenizer.eos_token_id, **shape))
     model.save_pretrained(directory / "models" / "mine")
     tokenizer.save_pretrained(directory / "models" / "mine")
     for name, kind, count in (("problems", "train", 32), ("held_out", "test", 4)):

@@ -55,7 +55,7 @@ def test_keys_and_configs_that_commands_name_are_there(page):
     text = rendered(page)
     for key in re.findall(r"--config\.([a-z_]+\.[a-z_]+)", text):
         assert key in known
-    for path in re.findall(r"(?:experiments|configs|launch)/[\w/]+\.py", text):
+    for path in re.findall(r"(?:tests/)?(?:experiments|configs|launch)/[\w/]+\.py", text):
         assert (ROOT / path).exists()
 
 
