@@ -91,10 +91,11 @@ def judge_again(records: Sequence[Record], problems: Sequence[Problem], verifier
     """The records with the verdicts of today: answers, rules and the verifier may have changed since they were kept."""
     asked = {(problem.source, problem.id): problem for problem in problems}
     verdicts = [verifier.submit(r.response, asked[r.benchmark, r.problem_id]) for r in records]
-    return [
-        replace(record, correct=verdict.result().correct, reason=str(verdict.result().reason))
-        for record, verdict in zip(records, verdicts, strict=True)
-    ]
+    judged = []
+    for record, verdict in zip(records, verdicts, strict=True):
+        judged.append(replace(record, correct=verdict.result().correct, reason=str(verdict.result().reason)))
+        heartbeat("stored responses judged", len(judged), len(records))
+    return judged
 
 
 def judge(given: Sequence[Responses], verifier: VerifierPool) -> Evaluation:

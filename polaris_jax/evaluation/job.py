@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
@@ -24,6 +25,7 @@ from polaris_jax.evaluation.outlook import WORTH_IT, Outlook, forecast, measured
 from polaris_jax.evaluation.records import Record, read_responses, write_parquet
 from polaris_jax.evaluation.report import warnings
 from polaris_jax.files import Journal, write_whole
+from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rewards.answers import THINK_END
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
@@ -62,7 +64,7 @@ def run(config: ConfigDict, output: str | Path) -> Evaluation:
     ):
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
-        engine = RolloutEngine(model, mesh, engine_config(config))
+        engine = make_engine(model, mesh, config)
         states |= {"verifier": verifier.state, "engine": engine.state}
         sampler = Sampler(engine, tokenizer, verifier)
         announce(sampler, params, problems, config, known=len(journal.records))
@@ -183,6 +185,11 @@ def engine_config(config: ConfigDict) -> ConfigDict:
         engine.max_response_tokens, engine.weights = c.max_response_tokens, ""
         engine.yarn_factor = max(engine.yarn_factor, c.yarn_factor)
     return engine
+
+
+def make_engine(model: ModelConfig, mesh: Mesh, config: ConfigDict) -> RolloutEngine:
+    """The engine of an evaluation, with `engine_config` and a page pool of its own. Raises UserError as that does."""
+    return RolloutEngine(model, mesh, engine_config(config), limit_key="evaluation.max_response_tokens")
 
 
 def save(output: str | Path, result: Evaluation, model: str, settings: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from polaris_jax.evaluation.records import Record, group
 from polaris_jax.evaluation.scores import estimate
 from polaris_jax.files import Journal, staged, write_json
 from polaris_jax.rl.temperature import Zones, diversity, find_zones
-from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.runs.workdir import hold
 from polaris_jax.sampler import Sampler, verifier_pool, with_think_rule
@@ -60,7 +59,7 @@ def run(
     with hold(output) as held, supervision.display("probe"), verifier_pool(config) as verifier:
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
-        engine = RolloutEngine(model, mesh, job.engine_config(config))
+        engine = job.make_engine(model, mesh, config)
         sampler = Sampler(engine, tokenizer, verifier)
         for temperature, c in at.items():
             directory, settings = held / f"temperature_{temperature:g}", job.response_settings(c)

@@ -25,7 +25,7 @@ from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import sharded_params
-from polaris_jax.supervision import heartbeat
+from polaris_jax.supervision import heartbeat, patience
 from polaris_jax.types import Problem, Prompt
 
 ARITHMETIC_PROBLEMS = 4096  # of the endless supply
@@ -41,6 +41,7 @@ def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
     return hf.load_tokenizer(source)
 
 
+@patience()
 def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBase) -> tuple[ModelConfig, Any]:
     """The model and its float32 parameters on `mesh`: from `config.model.path`, else random of `config.model.preset`.
 

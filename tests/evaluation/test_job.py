@@ -31,7 +31,7 @@ class Parrot:
     sampled = 0
     text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
 
-    def __init__(self, model, mesh, config):
+    def __init__(self, model, mesh, config, **_):
         assert config.max_response_tokens == 32
 
     def state(self):

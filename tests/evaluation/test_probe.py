@@ -27,7 +27,7 @@ class Moody:
 
     asked: list = []  # noqa: RUF012
 
-    def __init__(self, model, mesh, config):
+    def __init__(self, model, mesh, config, **_):
         pass
 
     def state(self):
@@ -47,7 +47,7 @@ class Moody:
 
 @pytest.fixture
 def config(monkeypatch):
-    monkeypatch.setattr(probe, "RolloutEngine", Moody)
+    monkeypatch.setattr(job, "RolloutEngine", Moody)
     monkeypatch.setattr(probe, "load_model", lambda *arguments: (None, None))
     monkeypatch.setattr(Moody, "asked", [])
     return configs.override(tiny.get_config(), {"evaluation.max_problems": 3, "evaluation.samples": 4})

@@ -91,7 +91,8 @@ def assert_equal(left, right):
 def test_it_survives_json_and_arrays(host):
     saved, arrays = to_saved(host)
     assert all(array.size for array in arrays.values())
-    assert_equal(from_saved(json.loads(json.dumps(saved)), arrays), host)
+    rollouts = {name: solution.rollout for name, solution in host.curriculum.solutions.items()}
+    assert_equal(from_saved(json.loads(json.dumps(saved)), arrays, rollouts), host)
 
 
 @pytest.mark.parametrize("solutions", [0, 3])
