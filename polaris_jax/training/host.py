@@ -35,7 +35,7 @@ class HostState:
 
 
 def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The host state, but for the curriculum's solutions (`solutions.py`), as json-able values and arrays.
+    """The host state, but for the solutions' responses (`solutions.py`), as json-able values and arrays.
 
     The arrays hold the rollouts of the next batch, as in `rollout/codec.py`. `from_saved` gives all back to the bit.
     """
@@ -52,7 +52,7 @@ def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def from_saved(
     saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray], solutions: Mapping[str, Rollout]
 ) -> HostState:
-    """The host state of `to_saved`, with these solutions."""
+    """The host state of `to_saved`, with these responses as its solutions."""
     saved = dict(saved)
     curriculum, rewards = saved.pop("curriculum"), saved.pop("solution_rewards")
     places = {source: tuple(place) for source, place in curriculum["places"].items()}

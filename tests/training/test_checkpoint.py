@@ -229,7 +229,7 @@ def test_a_checkpoint_does_not_depend_on_the_devices_it_was_saved_from(tmp_path,
     monkeypatch.setattr(pickle, "loads", refused)
     state, host = restore(tmp_path / "eight")
     assert_same(state, state_at(2))
-    assert host.curriculum.solutions["p"].tokens.tolist() == [3, 4, 5]
+    assert host.curriculum.solutions["p"].rollout.tokens.tolist() == [3, 4, 5]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from polaris_jax.rl.exploration import rollout_bytes
 from polaris_jax.training import solutions
 from polaris_jax.training.checkpoint import Checkpoints
 from polaris_jax.training.host import HostState
+from polaris_jax.types import Solution
 from tests.training.test_checkpoint import flip, state_at, steps, truncate, warnings  # noqa: F401 (a fixture)
 from tests.training.test_checkpoint import settings as kept
 from tests.training.test_host import compact, make_rollout
@@ -20,6 +21,11 @@ from tests.training.test_host import compact, make_rollout
 
 def solution(name, seed, tokens=50):
     return compact(replace(make_rollout(name, 3, tokens, seed), problem_id=name))
+
+
+def host_with(found):
+    """A host state with these responses as its solutions."""
+    return HostState(Curriculum(solutions={name: Solution(rollout, 1.0) for name, rollout in found.items()}))
 
 
 def assert_equal(left, right):
@@ -45,13 +51,13 @@ def save_each(workdir, states, **changed):
     """Saves one of them at each step, from 1 on."""
     with Checkpoints(workdir, kept(**changed)) as checkpoints:
         for step, found in enumerate(states, 1):
-            checkpoints.save(state_at(step), HostState(Curriculum(solutions=found)))
+            checkpoints.save(state_at(step), host_with(found))
 
 
 def restore(workdir):
     with Checkpoints(workdir, kept()) as checkpoints:
         state, host = checkpoints.restore(state_at(0))
-        return int(state.step), host.curriculum.solutions
+        return int(state.step), {name: solution.rollout for name, solution in host.curriculum.solutions.items()}
 
 
 def growing(count, new):
@@ -79,7 +85,7 @@ def test_a_resumed_run_links_what_it_restored(tmp_path):
     save_each(tmp_path, states[:2])
     with Checkpoints(tmp_path, kept()) as checkpoints:
         _, host = checkpoints.restore(state_at(0))
-        checkpoints.save(state_at(3), HostState(Curriculum(solutions=host.curriculum.solutions)))
+        checkpoints.save(state_at(3), host)
     assert files_of(tmp_path, 3).keys() == {"1.npz", "2.npz"}
     assert_equal(restore(tmp_path)[1], states[1])
 
@@ -107,14 +113,14 @@ def test_a_copied_checkpoint_is_whole_and_links_are_not_needed(tmp_path, monkeyp
 def test_what_a_failed_save_did_not_write_is_written_by_the_next(tmp_path, monkeypatch, warnings):  # noqa: F811
     states = list(growing(3, 5))
     with Checkpoints(tmp_path, kept()) as checkpoints:
-        checkpoints.save(state_at(1), HostState(Curriculum(solutions=states[0])))
+        checkpoints.save(state_at(1), host_with(states[0]))
         checkpoints.wait()
         with monkeypatch.context() as patch:
             patch.setattr(files, "write_checksums", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-            checkpoints.save(state_at(2), HostState(Curriculum(solutions=states[1])))
+            checkpoints.save(state_at(2), host_with(states[1]))
             checkpoints.wait()
         assert len(warnings) == 1
-        checkpoints.save(state_at(3), HostState(Curriculum(solutions=states[2])))
+        checkpoints.save(state_at(3), host_with(states[2]))
     assert_equal(restore(tmp_path)[1], states[2])
 
 
