@@ -6,10 +6,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.transformer import unrolled
 from polaris_jax.ops.paged_attention import CACHED_ORDER, Cache, Pages, cached_attention, gather_pages
 
 NEW_ORDER = CACHED_ORDER  # products then walk along memory
@@ -46,6 +51,34 @@ def reuse_pools(pools: list[Pages], pages: int) -> list[Pages]:
     if any(x.shape[1] != pages or x.is_deleted() for pool in pools for x in pool):
         return []
     return [_empty(pool) for pool in pools]
+
+
+def shares(model: ModelConfig, mesh: Mesh, weights: str) -> bool:
+    """Whether the sampler reads the trainer's parameters where they lie: on a single device, in the trainer's dtype.
+
+    A second copy of a large model would take more than it gains; models that the trainer unrolls are small.
+    """
+    return mesh.size == 1 and model.dtype == "float32" and not weights and not unrolled(model)
+
+
+def shared_layers(params: Any) -> Any:
+    """The parameters with a list of layers, each array of which is a view of the stack of all.
+
+    While a view lives, a program that would donate the stack copies it instead.
+    """
+    leaves, structure = jax.tree.flatten(params["layers"])
+    stacks = [np.asarray(leaf) for leaf in leaves]  # no copies on a CPU
+    layers = (
+        jax.device_put([stack[i] for stack in stacks], leaves[0].sharding.mesh.devices.flat[0], may_alias=True)
+        for i in range(len(stacks[0]))
+    )
+    return params | {"layers": [jax.tree.unflatten(structure, layer) for layer in layers]}
+
+
+def unembed(hidden: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
+    """`transformer.unembed`; the larger matrix is the left operand, so that it is read along its rows."""
+    scores = jnp.matmul(unembedding_VD.astype(hidden.dtype), hidden.mT, preferred_element_type=jnp.float32)
+    return scores.mT
 
 
 @partial(jax.jit, donate_argnums=0, keep_unused=True)

@@ -48,7 +48,7 @@ class Checkpoints:
         self._directory, self._damaged, self._settings = workdir / "checkpoints", workdir / "damaged", settings
         self._manager = self._open()
         self._step, self._bytes, self._saving = 0, 0, False
-        self._solutions = solutions.Plan((), {}, None)  # of the save under way, or of the newest checkpoint
+        self._solutions = solutions.Save((), {}, None)  # of the save under way, or of the newest checkpoint
         self._before: tuple[Mapping[str, solutions.File], Path | None] = {}, None  # of the newest checkpoint
         self._began = time.monotonic()  # of the newest save, or of the run
         self.failed = False  # the newest save

@@ -35,7 +35,7 @@ class File(NamedTuple):
     kept: Mapping[str, Rollout]
 
 
-class Plan(NamedTuple):
+class Save(NamedTuple):
     """What a save writes. files: what all its files hold. new: the name of the one that is new, if there is one."""
 
     index: Index
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     new: str | None
 
 
-def plan(solutions: Mapping[str, Rollout], before: Mapping[str, File], name: str) -> Plan:
+def plan(solutions: Mapping[str, Rollout], before: Mapping[str, File], name: str) -> Save:
     """How a checkpoint keeps these solutions. before: files of the checkpoint before. name: of the file to be written.
 
     A solution is taken for unchanged where it is the same object.
@@ -58,10 +58,10 @@ def plan(solutions: Mapping[str, Rollout], before: Mapping[str, File], name: str
     if new:
         files[name] = File(sum(map(rollout_bytes, new.values())), new)
     index = [(file, list(keys)) for file, keys in groupby(solutions, lambda key: where.get(key, name))]
-    return Plan(index, files, name if new else None)
+    return Save(index, files, name if new else None)
 
 
-def write(planned: Plan, before: Path | None, checkpoint: Path) -> dict[str, dict[str, Any]]:
+def write(planned: Save, before: Path | None, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Writes the files of a plan into a checkpoint. before: the directory of the checkpoint before.
 
     Returns the checksums of the linked files, as that checkpoint's `files.write_checksums` found them. Raises OSError.

@@ -8,9 +8,9 @@ import pytest
 from configs.base import get_config
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
-from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.rollout import RolloutEngine, Sampling, cpu
 from polaris_jax.rollout.layout import logits
-from polaris_jax.rollout.weight_sync import WeightSync, shares
+from polaris_jax.rollout.weight_sync import WeightSync
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.types import Problem, Prompt
@@ -51,7 +51,7 @@ def test_the_model_gives_the_same(mesh, params):
         return Transformer(MODEL).apply({"params": params}, tokens, spot, jnp.ones_like(tokens))[0][:, -1]
 
     expected = unembed(hidden(params), unembedding(params, MODEL))
-    np.testing.assert_allclose(logits(MODEL, shared, hidden(shared)), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits(MODEL, shared, hidden(shared), cpu.unembed), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_afterwards_the_update_may_write_where_the_parameters_lie(mesh, params):
@@ -70,4 +70,4 @@ def test_afterwards_the_update_may_write_where_the_parameters_lie(mesh, params):
     [({}, "", True), ({}, "int8", False), ({"dtype": "bfloat16"}, "", False), ({"num_hidden_layers": 4}, "", False)],
 )
 def test_when_they_are_shared(mesh, change, weights, shared):
-    assert shares(MODEL.replace(**change), mesh, weights) == shared
+    assert cpu.shares(MODEL.replace(**change), mesh, weights) == shared
