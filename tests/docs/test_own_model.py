@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from polaris_jax.data import arithmetic
 from polaris_jax.data.problems import SUFFIX
 from tests.conftest import run_script
+
+torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from polaris_jax import hf
 from polaris_jax.models.presets import PRESETS, Yarn
 from polaris_jax.models.rope import apply_rope, inverse_frequencies, rope_tables
 
 torch = pytest.importorskip("torch")
+modeling_qwen3 = pytest.importorskip("transformers.models.qwen3.modeling_qwen3")  # imports torch
 
 ULP = np.finfo(np.float32).eps
 
@@ -28,7 +28,7 @@ def test_tables_equal_transformers(preset, yarn):
         rope |= {"rope_type": "yarn", "factor": yarn.factor, "attention_factor": yarn.attention_factor}
         rope |= {"original_max_position_embeddings": yarn.original_max_position_embeddings}
     theirs = transformers.Qwen3Config(head_dim=128, rope_parameters=rope, max_position_embeddings=longest)
-    rotary = Qwen3RotaryEmbedding(theirs)
+    rotary = modeling_qwen3.Qwen3RotaryEmbedding(theirs)
     np.testing.assert_array_max_ulp(inverse_frequencies(config)[0], rotary.inv_freq.numpy(), maxulp=2)
     positions = np.array([[0, 1, 1000, 39_936, 90_000]], np.int32)
     cos, sin = (table.numpy()[0] for table in rotary(torch.zeros(1, 1), torch.tensor(positions).long()))
@@ -74,7 +74,7 @@ def test_settings_mean_what_they_mean_to_transformers(settings):
     theirs = transformers.Qwen3Config(**sizes, **copy.deepcopy(settings))  # which it changes
     if "full_attention" in theirs.rope_parameters:
         theirs.rope_parameters = theirs.rope_parameters["full_attention"]
-    rotary = Qwen3RotaryEmbedding(theirs)
+    rotary = modeling_qwen3.Qwen3RotaryEmbedding(theirs)
     frequencies, factor = inverse_frequencies(config)
     np.testing.assert_array_max_ulp(frequencies, rotary.inv_freq.numpy(), maxulp=4)  # powers differ in the last bits
     assert factor == pytest.approx(rotary.attention_scaling, rel=1e-12)
