@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 
@@ -52,8 +53,12 @@ def in_wandb(workdir):
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = (workdir / "wandb").glob("offline-run-*/*.wandb")
-    found = []
-    for record in map(Record.FromString, wandb_records(path)):
+    kinds, found, until = set(), [], time.monotonic() + 30
+    while "exit" not in kinds and time.monotonic() < until:  # its service may write the last of it behind `finish`
+        records = list(map(Record.FromString, wandb_records(path)))
+        kinds = {record.WhichOneof("record_type") for record in records}
+        time.sleep(0.1)
+    for record in records:
         if record.WhichOneof("record_type") == "history":
             row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             assert math.isnan(float(row["evaluation/sums/avg@2"]))
