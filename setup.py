@@ -11,7 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["polaris_jax", "polaris_jax.*", "configs"]), "polaris_jax.experiments"],
     package_dir={"polaris_jax.experiments": "experiments"},  # what `python -m polaris_jax` runs
     package_data={
@@ -33,6 +33,7 @@ setup(
         "mpmath>=1.3,<1.5",
         "sympy>=1.13,<1.15",
         "numpy>=2.0,<3",
+        "scipy>=1.13,<2",
         "pandas>=2.2,<4",
         "pyarrow>=17",
         "jinja2>=3.1,<4",
@@ -50,12 +51,15 @@ setup(
             "ruff>=0.9,<0.18",
             "jsonschema>=4.20,<5",
             "pyyaml>=6,<7",
-            "torch==2.13.0",
+            "reasoning-gym>=0.1.25,<0.2",
             "playwright>=1.49,<2",  # drives the Chromium of the system
             "build>=1.2,<2",
             "wandb>=0.19,<1",
             "mlflow-skinny>=3.0,<4",
         ],
+        "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
+        "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
+        "torch": ["torch==2.13.0"],  # for tests and the demo; apart, since not every Python has a wheel of it
         "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],
         "wandb": ["wandb>=0.19,<1"],
         "mlflow": ["mlflow-skinny>=3.0,<4"],

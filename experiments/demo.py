@@ -37,7 +37,7 @@ from polaris_jax.training.metrics import History
 CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "The config; --config.KEY=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything goes.")
 GREEDY_ANSWERS = 4  # compared with transformers' generate
-WATCHED, WATCH_EVERY = 64, 5  # held-out problems whose accuracy the live view shows, every so many steps of GRPO
+WATCHED, WATCH_EVERY = 64, 5  # held-out problems whose accuracy the live view shows, every n-th step of GRPO
 EXAMPLES = 3  # problems shown with the answer before and after
 
 # What every seed and processor must reach; docs/demo.md has the runs.
@@ -156,7 +156,7 @@ def accuracy_table(before: Evaluation, after: Evaluation) -> Table:
     """How good and how long the answers are."""
     score = after.scores["arithmetic"]
     title = f"{score['problems']} held-out problems, {score['samples']} samples each"
-    table = Table("", "accuracy", "95% interval", "mean length", "cut off", title=title)
+    table = Table("", "accuracy", "95% interval", "mean length", "truncated", title=title)
     for model, result in (("after SFT", before), ("after GRPO", after)):
         score = result.scores["arithmetic"]
         accuracy, length = score[f"avg@{score['samples']}"], score["length"]["mean"]

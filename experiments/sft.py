@@ -19,9 +19,11 @@ def main(_: list[str]) -> None:
     """Trains, and says where things are."""
     print("loading", flush=True)
     from polaris_jax import report
+    from polaris_jax.plan.here import memory_line
     from polaris_jax.sharding.multihost import is_writer
     from polaris_jax.training import sft
 
+    print(memory_line(CONFIG.value, "SFT"), flush=True)
     history = sft.run(CONFIG.value, WORKDIR.value, allow_changed=tuple(CHANGED.value))
     if is_writer():
         history.plot(("loss", "entropy")).savefig(f"{WORKDIR.value}/training.png", dpi=120)

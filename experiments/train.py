@@ -19,9 +19,11 @@ def main(_: list[str]) -> None:
     """Trains, and says where things are."""
     print("loading", flush=True)
     from polaris_jax import report
+    from polaris_jax.plan.here import memory_line
     from polaris_jax.sharding.multihost import is_writer
     from polaris_jax.training import loop
 
+    print(memory_line(CONFIG.value, "GRPO"), flush=True)
     history = loop.run(CONFIG.value, WORKDIR.value, allow_changed=tuple(CHANGED.value))
     if is_writer():
         history.plot().savefig(f"{WORKDIR.value}/training.png", dpi=120)

@@ -104,13 +104,13 @@ def _cached(owner: str, emulated: bool, lengths: tuple[int, ...], T: int, seen: 
     table = 1 + np.random.default_rng(0).permutation(B * W).reshape(B, W).astype(np.int32)
 
     def attend(platform, q, keys, values, new_k, new_v, **options):
-        cache = Cache((keys, values), table, np.asarray(lengths, np.int32))
-        return (paged_attention(platform, q, cache, jnp.int32(1), (new_k, new_v), seen, **options),)
+        cache = Cache((keys, values), table, jnp.asarray(lengths, jnp.int32))
+        return (paged_attention(platform, q, cache, 1, (new_k, new_v), seen, **options),)
 
     def arguments(heads: Heads, dtype: str):
         H, K, d = heads
         pool = (2, 1 + B * W, PAGE, K, d)
-        return _normal(dtype, (B, T, H, d), pool, pool, (B, K, d, N), (B, K, N, d))
+        return _normal(dtype, (B, T, H, d), pool, pool, (B, N, K, d), (B, N, K, d))
 
     return partial(attend, owner, **options), partial(attend, "cpu"), arguments
 

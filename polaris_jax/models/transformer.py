@@ -32,7 +32,6 @@ class Attention(nn.Module):
 
     config: ModelConfig
     attend: Callable
-    project: Callable
 
     @nn.compact
     def __call__(self, x_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer):
@@ -41,7 +40,7 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         q_BTHd, k_BTKd, v_BTKd = (
             y.reshape(B, T, -1, d)
-            for y in self.project(
+            for y in project(
                 x_BTD,
                 Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q"),
                 Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k"),
@@ -64,12 +63,11 @@ class Mlp(nn.Module):
     """SwiGLU (arXiv 2002.05202)."""
 
     config: ModelConfig
-    project: Callable
 
     @nn.compact
     def __call__(self, x_BTD):
         c = self.config
-        gate_BTF, up_BTF = self.project(
+        gate_BTF, up_BTF = project(
             x_BTD,
             Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="gate"),
             Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="up"),
@@ -82,18 +80,17 @@ class Block(nn.Module):
 
     config: ModelConfig
     attend: Callable
-    project: Callable
 
     @nn.compact
     def __call__(self, carry, layer, cos, sin, positions_BT, segment_ids_BT):
         c = self.config
         x_BTD, cache = carry
         normed_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="attention_norm")(x_BTD)
-        out_BTD, cache = Attention(c, self.attend, self.project, name="attention")(
+        out_BTD, cache = Attention(c, self.attend, name="attention")(
             normed_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer
         )
         x_BTD = x_BTD + out_BTD
-        x_BTD = x_BTD + Mlp(c, self.project, name="mlp")(RMSNorm(c.rms_norm_eps, c.dtype, name="mlp_norm")(x_BTD))
+        x_BTD = x_BTD + Mlp(c, name="mlp")(RMSNorm(c.rms_norm_eps, c.dtype, name="mlp_norm")(x_BTD))
         return (nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed")), cache), None
 
 
@@ -102,10 +99,9 @@ class Transformer(nn.Module):
 
     attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer) -> (out_BTHd, cache) is the attention:
     `ops.attention.packed_attention` for whole sequences (cache is None), a cached one in the rollout engine. `cache`
-    is any pytree for all layers; `layer` is an int where layers are `unrolled`, else traced. project(x, *layers) gives
-    what each of the `Linear` layers makes of the input x that they share: `layers.project`, or another way to the same.
+    is any pytree for all layers; `layer` is traced where the layers run in a loop, else an int.
 
-    Where layers are `unrolled`, the parameters "layers" may also be a list with those of each layer.
+    The parameters "layers" may also be a list with those of each layer, which then run one after the other.
 
     __call__: tokens, positions, segment_ids int32 [B, T] (segment 0 is padding; tokens see only their own segment,
     up to their own position) -> hidden states [B, T, D] in `config.dtype`, and the cache.
@@ -113,7 +109,6 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     attend: Callable = packed_attention
-    project: Callable = project
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache: Any = None):
@@ -127,10 +122,12 @@ class Transformer(nn.Module):
         if c.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=unrolled(c))
         shared = cos, sin, positions_BT, segment_ids_BT
-        if unrolled(c) and not self.is_initializing():
-            layers = self.get_variable("params", "layers")
-            for layer, params in enumerate(layers if isinstance(layers, list) else unstack(layers)):
-                one = block(c, self.attend, self.project, parent=None)
+        layers = None if self.is_initializing() else self.get_variable("params", "layers")
+        if layers is not None and unrolled(c) and not isinstance(layers, list):
+            layers = unstack(layers)
+        if isinstance(layers, list):
+            for layer, params in enumerate(layers):
+                one = block(c, self.attend, parent=None)
                 (x_BTD, cache), _ = one.apply({"params": params}, (x_BTD, cache), layer, *shared)
         else:
             layers = nn.scan(
@@ -140,7 +137,7 @@ class Transformer(nn.Module):
                 in_axes=(0, *[nn.broadcast] * len(shared)),
                 length=c.num_hidden_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c, self.attend, self.project, name="layers")
+            )(c, self.attend, name="layers")
             (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(c.num_hidden_layers), *shared)
         x_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="final_norm")(x_BTD)
         if not c.tie_word_embeddings:  # created here, used by `unembedding`
@@ -150,7 +147,7 @@ class Transformer(nn.Module):
 
 
 def unrolled(config: ModelConfig) -> bool:
-    """Whether the model runs its layers one by one rather than in a loop."""
+    """Whether the trainer runs the layers one by one rather than in a loop."""
     return config.num_hidden_layers <= UNROLLED_LAYERS
 
 

@@ -6,7 +6,6 @@ along the contiguous axis, over blocks that are read from memory in order, sever
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from polaris_jax.ops.cudnn import DTYPES, cudnn_chunk_attention
-from polaris_jax.ops.paged_decode import gpu_paged_decode, merge, tpu_paged_decode
+from polaris_jax.ops.paged_decode import gpu_paged_decode, tpu_paged_decode
 from polaris_jax.ops.splash import splash_attention
 
 Pages = tuple[jax.Array, jax.Array]  # keys and values of all layers, [L, P, p, K, d]
 DECODE_KERNELS = {"gpu": gpu_paged_decode, "tpu": tpu_paged_decode}  # other platforms run the portable version
+CACHED_ORDER = (0, 2, 3, 1), (0, 2, 1, 3)  # axes of [B, N, K, d] as `cached_attention` takes new keys and values
 
 
 class Cache(NamedTuple):
@@ -33,66 +33,55 @@ def paged_attention(
     platform: str,
     q_BTHd: jax.Array,
     cache: Cache,
-    layer: jax.Array | int,
+    layer: int,
     new: tuple[jax.Array, jax.Array],
     visible_BTN: jax.Array,
     **options: Any,
 ) -> jax.Array:
     """`cached_attention` over a layer's pages, by the platform's kernel where it has one.
 
-    Several queries (T = N > 1) see the new tokens up to their own, as `visible` must say. Kernels run on each device's
-    own heads, on the mesh in whose context this is traced. options: of the kernel, such as interpret=True.
+    new: keys and values [B, N, K, d]. visible: bool [1, T, N]. Several queries (T = N > 1) see the new tokens up to
+    their own, as `visible` must say. Kernels run on each device's own heads, on the mesh in whose context this is
+    traced. options: of the kernel, such as interpret=True.
     """
     several = q_BTHd.shape[1] > 1
     if platform not in DECODE_KERNELS or (platform == "gpu" and several and q_BTHd.dtype not in DTYPES):
         keys, values = cache.pages
         cached = gather_pages(keys[layer], values[layer], cache.table)
+        new = tuple(x.transpose(axes) for x, axes in zip(new, CACHED_ORDER, strict=True))
         return cached_attention(q_BTHd, cached, cache.lengths, new, visible_BTN)
-    run = partial(_prefill if several else _decode, platform, **options)
+    attend = _prefill if several else _decode
+
+    def run(q_BTHd, cache, new, visible_BTN):
+        return attend(platform, q_BTHd, cache, layer, new, visible_BTN, **options)
+
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     if tensor > 1:
         heads = "tensor" if cache.pages[0].shape[3] % tensor == 0 else None
-        queries, pool, buffers = P(None, None, heads), P(None, None, None, heads), P(None, heads)
-        in_specs = queries, Cache((pool, pool), P(), P()), P(), (buffers, buffers), P()
+        queries, pool = P(None, None, heads), P(None, None, None, heads)
+        in_specs = queries, Cache((pool, pool), P(), P()), (queries, queries), P()
         run = jax.shard_map(run, in_specs=in_specs, out_specs=queries, check_vma=False)
-    return run(q_BTHd, cache, layer, new, visible_BTN)
+    return run(q_BTHd, cache, new, visible_BTN)
 
 
 def _decode(platform, q_BTHd, cache, layer, new, visible_BTN, **options):
     pages, table_BW, lengths_B = cache
-    table_BW = table_BW + layer * pages[0].shape[1]
-    old = DECODE_KERNELS[platform](q_BTHd[:, 0], *_flat(pages), table_BW, lengths_B, **options)
-    B, _, H, d = q_BTHd.shape
-    q_BKGd = (q_BTHd * d**-0.5).reshape(B, -1, H // pages[0].shape[3], d)
-    k_BKdN, v_BKNd = (x.astype(q_BTHd.dtype) for x in new)
-    scores_BKGN = jnp.einsum("BKGd,BKdN->BKGN", q_BKGd, k_BKdN, preferred_element_type=jnp.float32)
-    scores_BKGN = jnp.where(visible_BTN[:, :, None], scores_BKGN, -1e30)
-    log_total_BKG = jax.nn.logsumexp(scores_BKGN, axis=-1)
-    weights_BKGN = jnp.exp(scores_BKGN - log_total_BKG[..., None]).astype(q_BTHd.dtype)
-    fresh_BKGd = jnp.einsum("BKGN,BKNd->BKGd", weights_BKGN, v_BKNd, preferred_element_type=jnp.float32)
-    out_BHd, _ = merge(old, (fresh_BKGd.reshape(B, H, d), log_total_BKG.reshape(B, H)))
-    return out_BHd[:, None].astype(q_BTHd.dtype)
+    kernel = DECODE_KERNELS[platform]
+    return kernel(q_BTHd[:, 0], pages, layer, table_BW, lengths_B, new, visible_BTN[0, 0], **options)[:, None]
 
 
 def _prefill(platform, q_BTHd, cache, layer, new, visible_BTN, **options):
     del visible_BTN
     pages, table_BW, lengths_B = cache
     B, T = q_BTHd.shape[:2]
-    table_BW = table_BW + layer * pages[0].shape[1]
-    news = new[0].transpose(0, 3, 1, 2), new[1].transpose(0, 2, 1, 3)
-    olds = (x[table_BW].reshape(B, -1, *x.shape[2:]) for x in _flat(pages))
-    k, v = (jnp.concatenate([old, x], axis=1).astype(q_BTHd.dtype) for old, x in zip(olds, news, strict=True))
+    olds = (x[layer, table_BW].reshape(B, -1, *x.shape[3:]) for x in pages)
+    k, v = (jnp.concatenate([old, x], axis=1).astype(q_BTHd.dtype) for old, x in zip(olds, new, strict=True))
     exist_BS = jnp.arange(k.shape[1] - T) < lengths_B[:, None]
     if platform == "gpu":
         return cudnn_chunk_attention(q_BTHd, k, v, exist_BS, **options)
     ones_BT = jnp.ones((B, T), jnp.int32)
     segments = ones_BT, jnp.concatenate([exist_BS.astype(jnp.int32), ones_BT], axis=1)
     return splash_attention(q_BTHd, k, v, segments, **options)
-
-
-def _flat(pages: Pages) -> Pages:
-    """[L * P, p, K, d]: a layer's pages are found by number, so that none is copied out first."""
-    return tuple(x.reshape(-1, *x.shape[2:]) for x in pages)
 
 
 def gather_pages(keys_PpKd: jax.Array, values_PpKd: jax.Array, table_BW: jax.Array) -> tuple[jax.Array, jax.Array]:

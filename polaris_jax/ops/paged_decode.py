@@ -1,7 +1,7 @@
 """Decoding kernels that read a paged cache through its page table, one query a row: Pallas for GPUs and for TPUs.
 
-Both return, besides the output, the logarithm of each softmax's denominator, so that `merge` can add keys that are not
-in the cache yet. (The kernels that come with JAX return no denominator, and want another layout of the pages.)
+Both also see the tokens that are not in the cache yet, so that attention is one or two launches, and read nothing but
+the pages that a row fills, however wide the table is. (JAX's own kernels want another layout of the pages.)
 """
 
 from __future__ import annotations
@@ -16,178 +16,230 @@ from jax.experimental.pallas import tpu, triton
 from polaris_jax.errors import UserError
 
 HIDDEN = -1e30
-SPLIT_TOKENS = 1024  # at least so many of a row's cache are read by one GPU program; its splits run side by side
-PROGRAMS = 8192  # enough to keep a GPU busy; more splits would only make more parts to be put together
-TPU_PAGES = 4  # in one step of the TPU's pipeline
-TPU_TABLE = 2**17  # page numbers of one call; they lie in scalar memory, of which a TPU core has 1 MiB
+GPU_BLOCK = 64  # tokens read at once; a page has as many, or a multiple, or less
+GPU_PROGRAMS = 4096  # wanted: several waves on any GPU, so that rows of different lengths end together
+GPU_SPLITS = 64  # of a row's tokens, at most; their results lie in the registers of one program when they are merged
+TPU_TOKENS = 512  # read at once
+TPU_ROWS = 16  # of one program, whose copies from memory run on from row to row
+TPU_TABLE = 2**16  # page numbers of one program; they lie in scalar memory, of which a TPU core has 1 MiB
 
-Parts = tuple[jax.Array, jax.Array]
-
-
-def merge(first: Parts, second: Parts) -> Parts:
-    """Attention over the keys of both. Each: output float32 [..., d], log of the softmax's denominator [...]."""
-    log_total = jnp.logaddexp(first[1], second[1])
-    out = sum(jnp.exp(part[1] - log_total)[..., None] * part[0] for part in (first, second))
-    return out, log_total
+Pages = tuple[jax.Array, jax.Array]
 
 
 def gpu_paged_decode(
-    q_BHd: jax.Array, keys_NpKd: jax.Array, values_NpKd: jax.Array, table_BW: jax.Array, lengths_B: jax.Array,
-    *, interpret: bool = False,
-) -> Parts:  # fmt: skip
-    """Grouped-query attention over the first `lengths` cached tokens of each row.
+    q_BHd: jax.Array, pages: Pages, layer: int, table_BW: jax.Array, lengths_B: jax.Array, new: Pages,
+    seen_N: jax.Array, *, interpret: bool = False,
+) -> jax.Array:  # fmt: skip
+    """Grouped-query attention over the first `lengths` cached tokens of each row and the new tokens that are seen.
 
-    keys, values: [N, p, K, d], all pages; p and d powers of two of at least 16. table: int32 [B, W], page numbers.
-    Returns the output, float32 [B, H, d] (0 for an empty row), and its log-denominators, float32 [B, H]. Long caches
-    are split, and the parts put together (flash-decoding). Raises UserError for another page size.
+    pages: keys and values [L, P, p, K, d], of which those of `layer` are read; p and d powers of two of at least 16.
+    table: int32 [B, W], page numbers. new: keys and values [B, N, K, d]. seen: bool [N], at least one. Returns
+    [B, H, d] in q's dtype. Each row's tokens are split evenly over programs that run side by side, and the parts put
+    together by a second kernel (flash-decoding). Raises UserError for another page size.
     """
     B, H, d = q_BHd.shape
-    _, page_size, K, _ = keys_NpKd.shape
+    page_size, K = pages[0].shape[2:4]
     if page_size < 16 or page_size & (page_size - 1):
         raise UserError(f"config.rollout.page_size: GPUs need a power of two of at least 16, found {page_size}")
-    G, rows = H // K, max(16, pl.next_power_of_2(H // K))  # 16: the least that tensor cores multiply
-    W = table_BW.shape[1]
-    splits = min(pl.cdiv(W * page_size, SPLIT_TOKENS), max(PROGRAMS // (B * K), 1))
-    pages = pl.cdiv(W, splits)  # of one split
-    q_BKGd = jnp.pad((q_BHd * d**-0.5).reshape(B, K, G, d), ((0, 0), (0, 0), (0, rows - G), (0, 0)))
-    table_BW = jnp.pad(table_BW, ((0, 0), (0, splits * pages - W)))
-    everything = pl.BlockSpec(keys_NpKd.shape, lambda b, h, s: (0, 0, 0, 0))
-    out_BKSGd, log_total_BKSG = pl.pallas_call(
-        partial(_gpu_kernel, pages=pages),
+    most = min(GPU_SPLITS, pl.next_power_of_2(table_BW.shape[1]))
+    splits = min(pl.next_power_of_2(max(GPU_PROGRAMS // (B * K), 1)), most)
+    parts = jax.ShapeDtypeStruct((B, H, splits, d), jnp.float32), jax.ShapeDtypeStruct((B, H, splits), jnp.float32)
+    out_BHSd, log_total_BHS = pl.pallas_call(
+        partial(_gpu_kernel, splits=splits),
         grid=(B, K, splits),
-        in_specs=[
-            pl.BlockSpec((None, None, rows, d), lambda b, h, s: (b, h, 0, 0)),
-            everything,
-            everything,
-            pl.BlockSpec((None, pages), lambda b, h, s: (b, s)),
-            pl.BlockSpec((None,), lambda b, h, s: (b,)),
-        ],
-        out_specs=[
-            pl.BlockSpec((None, None, None, rows, d), lambda b, h, s: (b, h, s, 0, 0)),
-            pl.BlockSpec((None, None, None, rows), lambda b, h, s: (b, h, s, 0)),
-        ],
-        out_shape=[
-            jax.ShapeDtypeStruct((B, K, splits, rows, d), jnp.float32),
-            jax.ShapeDtypeStruct((B, K, splits, rows), jnp.float32),
-        ],
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        out_shape=parts,
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
         name="paged_decode",
-    )(q_BKGd, keys_NpKd, values_NpKd, table_BW, lengths_B)
-    log_total_BKG = jax.nn.logsumexp(log_total_BKSG, axis=2)
-    weights_BKSG = jnp.exp(log_total_BKSG - log_total_BKG[:, :, None])
-    out_BKGd = jnp.einsum("BKSG,BKSGd->BKGd", weights_BKSG, out_BKSGd)
-    return out_BKGd[:, :, :G].reshape(B, H, d), log_total_BKG[:, :, :G].reshape(B, H)
+    )(jnp.full(1, layer, jnp.int32), q_BHd, *pages, table_BW, lengths_B, *new, seen_N.astype(jnp.int32))
+    return pl.pallas_call(
+        _gpu_merge_kernel,
+        grid=(B, H),
+        out_shape=jax.ShapeDtypeStruct((B, H, d), q_BHd.dtype),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+        name="paged_decode_merge",
+    )(out_BHSd, log_total_BHS)
 
 
-def _gpu_kernel(q_ref, keys_ref, values_ref, table_ref, length_ref, out_ref, log_total_ref, *, pages):
-    rows, d = q_ref.shape
-    page_size = keys_ref.shape[1]
-    head, first = pl.program_id(1), pl.program_id(2) * pages
-    q, length = q_ref[...], length_ref[...]
+def _gpu_kernel(
+    layer_ref, q_ref, keys_ref, values_ref, table_ref, lengths_ref, new_keys_ref, new_values_ref, seen_ref,
+    out_ref, log_total_ref, *, splits,
+):  # fmt: skip
+    """One part of the tokens of one row, for the queries of one kv head."""
+    (_, H, d), (_, _, page_size, K, _), N = q_ref.shape, keys_ref.shape, seen_ref.shape[0]
+    row, head, split = (pl.program_id(axis) for axis in range(3))
+    group = jnp.arange(max(16, pl.next_power_of_2(H // K)))  # 16: the least that tensor cores multiply
+    own, heads = group < H // K, head * (H // K) + group
+    width = jnp.arange(d)[None]
+    q = triton.load(q_ref.at[row, heads[:, None], width], mask=own[:, None], other=0)
 
-    def page(i, carry):
-        out, total, largest = carry
-        where = table_ref[i], slice(None), head
-        k, v = keys_ref[where].astype(q.dtype), values_ref[where].astype(q.dtype)
-        slots = (first + i) * page_size + jnp.arange(page_size)
-        scores = jnp.where(slots[None] < length, pl.dot(q, k, trans_b=True), HIDDEN)
-        return _softmax_step(scores, v, out, total, largest)
+    # The new tokens go to the last part, which has the fewest others. Where all is hidden, the sum is to be zero.
+    token = jnp.arange(max(16, pl.next_power_of_2(N)))
+    mine = (token < N) & (split == splits - 1)
+    seen = mine & (triton.load(seen_ref.at[token], mask=mine, other=0) > 0)
+    k, v = (
+        triton.load(ref.at[row, token[:, None], head, width], mask=seen[:, None], other=0)
+        for ref in (new_keys_ref, new_values_ref)
+    )
+    state = jnp.zeros((len(group), d), jnp.float32), jnp.zeros(len(group)), jnp.full(len(group), HIDDEN)
+    state = _attend(q, k, v, seen[None], state)
 
-    start = jnp.zeros((rows, d), jnp.float32), jnp.zeros(rows, jnp.float32), jnp.full(rows, HIDDEN, jnp.float32)
-    filled = jnp.clip(pl.cdiv(length, page_size) - first, 0, pages)
-    out, total, largest = jax.lax.fori_loop(0, filled, page, start)
-    out_ref[...] = out / jnp.maximum(total, 1e-30)[:, None]
-    log_total_ref[...] = jnp.where(total > 0, largest + jnp.log(jnp.maximum(total, 1e-30)), HIDDEN)
+    block = min(page_size, GPU_BLOCK)
+    of_a_page, length = page_size // block, lengths_ref[row]
+    filled = pl.cdiv(length, block)
+    count = pl.cdiv(filled, splits)
+    first = split * count
+
+    def one(i, state):
+        where = (layer_ref[0], table_ref[row, i // of_a_page], pl.ds(i % of_a_page * block, block), head)
+        if of_a_page == 1:
+            where = (*where[:2], slice(None), head)
+        visible = i * block + jnp.arange(block) < length
+        return _attend(q, keys_ref[where], values_ref[where], visible[None], state)
+
+    out, total, largest = jax.lax.fori_loop(first, jnp.minimum(first + count, filled), one, state)
+    total = jnp.maximum(total, 1e-30)
+    triton.store(out_ref.at[row, heads[:, None], split, width], out / total[:, None], mask=own[:, None])
+    triton.store(log_total_ref.at[row, heads, split], largest + jnp.log(total), mask=own)
 
 
-def _softmax_step(scores, v, out, total, largest):
-    """Running softmax with one more block of keys; total and largest have no last axis, or one of size 1."""
-    keep = total.ndim == scores.ndim
+def _gpu_merge_kernel(parts_ref, log_total_ref, out_ref):
+    """The parts of one query head, weighted by their shares of the softmax."""
+    where = pl.program_id(0), pl.program_id(1)
+    log_total = log_total_ref[where]
+    weights = jnp.exp(log_total - jnp.max(log_total))
+    out = jnp.sum(weights[:, None] * parts_ref[where], axis=0) / jnp.sum(weights)
+    out_ref[where] = out.astype(out_ref.dtype)
+
+
+def _attend(q, k, v, visible, state):
+    """Running softmax with one more block of keys. state: output, its denominator, and the largest score so far; the
+    last two have no last axis, or one of size 1. Returns the new state."""
+    out, total, largest = state
+    keep = total.ndim == out.ndim
     column = (lambda x: x) if keep else (lambda x: x[:, None])
+    scores = _dot(q, k.astype(q.dtype), 1) * q.shape[-1] ** -0.5
+    scores = jnp.where(visible, scores, HIDDEN)
     new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=keep))
-    weights, rescale = jnp.exp(scores - column(new_largest)), jnp.exp(largest - new_largest)
-    out = out * column(rescale) + pl.dot(weights.astype(v.dtype), v)
+    weights = jnp.where(visible, jnp.exp(scores - column(new_largest)), 0)
+    rescale = jnp.exp(largest - new_largest)
+    out = out * column(rescale) + _dot(weights.astype(q.dtype), v.astype(q.dtype), 0)
     return out, total * rescale + jnp.sum(weights, axis=-1, keepdims=keep), new_largest
 
 
+def _dot(x, y, axis):
+    """Contracts the last axis of x with an axis of y, in float32."""
+    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+
 def tpu_paged_decode(
-    q_BHd: jax.Array, keys_NpKd: jax.Array, values_NpKd: jax.Array, table_BW: jax.Array, lengths_B: jax.Array,
-    *, interpret: bool = False,
-) -> Parts:  # fmt: skip
+    q_BHd: jax.Array, pages: Pages, layer: int, table_BW: jax.Array, lengths_B: jax.Array, new: Pages,
+    seen_N: jax.Array, *, interpret: bool = False,
+) -> jax.Array:  # fmt: skip
     """`gpu_paged_decode` for TPUs, which takes any page size.
 
     All kv heads of a page are multiplied with all queries at once, and the scores of other heads' keys are hidden: the
     matrix unit has to load each key anyway, and is idle otherwise.
     """
-    B, H, d = q_BHd.shape
-    N, page_size, K, _ = keys_NpKd.shape
-    rows = max(TPU_TABLE // table_BW.shape[1], 1)
-    if rows < B:
-        call = partial(tpu_paged_decode, interpret=interpret)
-        split = [slice(i, i + rows) for i in range(0, B, rows)]
-        parts = [call(q_BHd[s], keys_NpKd, values_NpKd, table_BW[s], lengths_B[s]) for s in split]
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    W = pl.cdiv(table_BW.shape[1], TPU_PAGES) * TPU_PAGES
-    table_N = jnp.pad(table_BW, ((0, 0), (0, W - table_BW.shape[1]))).reshape(-1)
-
-    def page(b, w, table, lengths, *, i):
-        """Beyond the row's last page that page again, which is not fetched twice."""
-        last = jnp.maximum(pl.cdiv(lengths[b], page_size) - 1, 0)
-        return table[b * W + jnp.minimum(w * TPU_PAGES + i, last)], 0, 0
-
-    page_specs = [pl.BlockSpec((None, page_size * K, d), partial(page, i=i)) for i in range(TPU_PAGES)]
-    row = pl.BlockSpec((None, H, d), lambda b, w, *_: (b, 0, 0))
-    out_BHd, log_total_BHn = pl.pallas_call(
-        partial(_tpu_kernel, page_size=page_size, kv_heads=K),
+    (B, H, d), (L, P, page_size, K, _), N = q_BHd.shape, pages[0].shape, len(seen_N)
+    at_once = max(TPU_TOKENS // page_size, 1)  # pages
+    W = pl.cdiv(table_BW.shape[1], at_once) * at_once
+    rows = next(rows for rows in range(TPU_ROWS, 0, -1) if B % rows == 0 and (rows * W <= TPU_TABLE or rows == 1))
+    table_BW = jnp.pad(table_BW, ((0, 0), (0, W - table_BW.shape[1])))
+    block = partial(pl.BlockSpec, index_map=lambda i, *_: (i, 0, 0))
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    return pl.pallas_call(
+        partial(_tpu_kernel, kv_heads=K),
         grid_spec=tpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(B, W // TPU_PAGES),
-            in_specs=[row, *page_specs, *page_specs],
-            out_specs=[row, pl.BlockSpec((None, H, 128), lambda b, w, *_: (b, 0, 0))],
-            scratch_shapes=[tpu.VMEM((H, width), jnp.float32) for width in (d, 1, 1)],
+            grid=(B // rows,),
+            in_specs=[
+                block((None, rows, W), memory_space=tpu.SMEM),
+                block((rows, H, d)),
+                anywhere,
+                anywhere,
+                block((rows, N * K, d)),
+                block((rows, N * K, d)),
+                pl.BlockSpec((1, N * K), lambda i, *_: (0, 0)),
+            ],
+            out_specs=block((rows, H, d)),
+            scratch_shapes=[
+                *[tpu.VMEM((2, at_once, page_size * K, d), x.dtype) for x in pages],
+                tpu.SemaphoreType.DMA((2,)),
+                *[tpu.VMEM((H, width), jnp.float32) for width in (d, 1, 1)],
+            ],
         ),
-        out_shape=[jax.ShapeDtypeStruct((B, H, d), jnp.float32), jax.ShapeDtypeStruct((B, H, 128), jnp.float32)],
-        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        out_shape=jax.ShapeDtypeStruct((B, H, d), q_BHd.dtype),
+        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=interpret,
         name="paged_decode",
     )(
-        table_N, lengths_B, q_BHd * d**-0.5,
-        *[keys_NpKd.reshape(N, page_size * K, d)] * TPU_PAGES, *[values_NpKd.reshape(N, page_size * K, d)] * TPU_PAGES,
+        jnp.full(1, layer, jnp.int32), lengths_B, table_BW.reshape(-1, rows, W), q_BHd,
+        *[x.reshape(L, P, page_size * K, d) for x in pages], *[x.reshape(B, N * K, d) for x in new],
+        jnp.repeat(seen_N.astype(jnp.int32), K)[None],
     )  # fmt: skip
-    return out_BHd, log_total_BHn[:, :, 0]
 
 
-def _tpu_kernel(table_ref, lengths_ref, q_ref, *refs, page_size, kv_heads):
-    del table_ref
-    keys, values, (out_ref, log_total_ref, sum_ref, total_ref, largest_ref) = (
-        refs[:TPU_PAGES], refs[TPU_PAGES : 2 * TPU_PAGES], refs[2 * TPU_PAGES :]
-    )  # fmt: skip
-    step, length = pl.program_id(1), lengths_ref[pl.program_id(0)]
+def _tpu_kernel(
+    layer_ref, lengths_ref, table_ref, q_ref, keys_ref, values_ref, new_keys_ref, new_values_ref, seen_ref, out_ref,
+    key_buffer, value_buffer, semaphores, *state, kv_heads,
+):  # fmt: skip
+    """Some rows, one after the other, in blocks of several pages: while one is multiplied, the next is copied here."""
+    (rows, H, _), (_, at_once, slots, d) = q_ref.shape, key_buffer.shape
+    tokens, first_row = slots // kv_heads * at_once, pl.program_id(0) * rows
+    value_buffer[...] = jnp.zeros_like(value_buffer)  # what no page is copied to is multiplied with zero weights
 
-    @pl.when(step == 0)
-    def _():
-        sum_ref[...] = jnp.zeros_like(sum_ref)
-        total_ref[...] = jnp.zeros_like(total_ref)
-        largest_ref[...] = jnp.full_like(largest_ref, HIDDEN)
+    def blocks(row):
+        return jnp.maximum(pl.cdiv(lengths_ref[first_row + row], tokens), 1)
 
-    for i, (key_ref, value_ref) in enumerate(zip(keys, values, strict=True)):
-        first = (step * TPU_PAGES + i) * page_size
+    def for_pages(row, block, buffer, do):
+        """Starts the copies of a block, or waits for them; pages that the row does not fill are left out."""
+        for i in range(at_once):
 
-        @pl.when(first < length)
-        def _(first=first, key_ref=key_ref, value_ref=value_ref):
-            q = q_ref[...]
-            k, v = key_ref[...].astype(q.dtype), value_ref[...].astype(q.dtype)
-            scores = pl.dot(q, k, trans_b=True)
-            query_head, column = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
-            same_head = column % kv_heads == query_head // (q.shape[0] // kv_heads)
-            scores = jnp.where(same_head & (first + column // kv_heads < length), scores, HIDDEN)
-            state = _softmax_step(scores, v, sum_ref[...], total_ref[...], largest_ref[...])
-            sum_ref[...], total_ref[...], largest_ref[...] = state
+            @pl.when((block * at_once + i) * (slots // kv_heads) < lengths_ref[first_row + row])
+            def _(i=i):
+                page = table_ref[row, block * at_once + i]
+                for source, target in ((keys_ref, key_buffer), (values_ref, value_buffer)):
+                    where = source.at[layer_ref[0], page], target.at[buffer, i], semaphores.at[buffer]
+                    do(tpu.make_async_copy(*where))
 
-    @pl.when(step == pl.num_programs(1) - 1)
-    def _():
-        total = jnp.maximum(total_ref[...], 1e-30)
-        out_ref[...] = sum_ref[...] / total
-        log_total = jnp.where(total_ref[...] > 0, largest_ref[...] + jnp.log(total), HIDDEN)
-        log_total_ref[...] = jnp.broadcast_to(log_total, log_total_ref.shape)
+    def visible(keys, where):
+        """Of each query for each key, whose head may be another: those of its own head `where` they may be seen."""
+        query_head, column = (jax.lax.broadcasted_iota(jnp.int32, (H, keys), axis) for axis in (0, 1))
+        return (column % kv_heads == query_head // (H // kv_heads)) & where(column)
+
+    def one(place):
+        row, block, buffer = place
+        last = block + 1 == blocks(row)
+        following = jnp.where(last, row + 1, row), jnp.where(last, 0, block + 1), 1 - buffer
+
+        @pl.when(following[0] < rows)
+        def _():
+            for_pages(*following, lambda copy: copy.start())
+
+        @pl.when(block == 0)
+        def _():
+            zeros = jnp.zeros((H, d), jnp.float32), jnp.zeros((H, 1), jnp.float32), jnp.full((H, 1), HIDDEN)
+            k, v = new_keys_ref[row], new_values_ref[row]
+            _store(state, _attend(q_ref[row], k, v, visible(len(k), lambda _: seen_ref[...] > 0), zeros))
+
+        for_pages(row, block, buffer, lambda copy: copy.wait())
+        k, v = (x[buffer].reshape(at_once * slots, d) for x in (key_buffer, value_buffer))
+        left = lengths_ref[first_row + row] - block * tokens
+        here = visible(len(k), lambda column: column // kv_heads < left)
+        _store(state, _attend(q_ref[row], k, v, here, [ref[...] for ref in state]))
+
+        @pl.when(last)
+        def _():
+            out_ref[row] = (state[0][...] / state[1][...]).astype(out_ref.dtype)
+
+        return following
+
+    for_pages(0, 0, 0, lambda copy: copy.start())
+    jax.lax.while_loop(lambda place: place[0] < rows, one, (jnp.int32(0), jnp.int32(0), jnp.int32(0)))
+
+
+def _store(refs, values):
+    for ref, value in zip(refs, values, strict=True):
+        ref[...] = value

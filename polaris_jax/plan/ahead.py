@@ -117,11 +117,11 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
             lowered[f"forward/{length}"] = forward.lower(params, rows, scalar)
         olds = {"old_logprobs": several, "reference_logprobs": with_kl}
         rows = rows._replace(**{name: rows.advantages for name, used in olds.items() if used})
-        rest = params, rows, scalar, scalar
+        rest = params, rows, scalar, scalar, scalar
         lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
     totals = jax.tree.map(partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(params, *rest)[1])
     usable = jax.ShapeDtypeStruct((), jnp.bool_)
-    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals, usable)}
+    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals, scalar, usable)}
 
 
 def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
@@ -140,18 +140,17 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     sampling, _ = split(Sampling(c.temperature, c.top_p, c.top_k, c.max_response_tokens))
 
     T = -(-replica.PREFILL_CHUNKS[-1] // c.page_size) * c.page_size
-    B, S = max(replica.PREFILL_TOKENS // T, 1), c.slots
+    B, S = 1 if run.platform.few_programs else max(replica.PREFILL_TOKENS // T, 1), c.slots
     chunks = Chunks(_int(B, T), _int(B), _int(B, longest), _int(B, T // c.page_size))
     spread = pages_for(c.tokens_per_call + c.page_size - 1, c.page_size)
     keys, scalar = jax.ShapeDtypeStruct((S, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
     slots = Slots(_int(S), _int(S), _int(S), _int(S), keys, _int(S, longest), _int(S, spread))
     numbers = Numbers(_int(1), scalar, scalar, _int(0))
     with jax.set_mesh(sampler_mesh):
-        laid = jax.eval_shape(run.lay_out, cast) if run.platform.lay_out else cast
-        lowered["prefill"] = run.prefill.lower(model, run.platform, laid, pages, chunks)
+        lowered["prefill"] = run.prefill.lower(model, run.platform, cast, pages, chunks)
         lowered["copy"] = run.copy.lower(pages, _int(replica.COPIES), _int(replica.COPIES))
         program = Program(model, sampling, run.steps, run.platform)
-        lowered["decode"] = run.decode.lower(program, laid, pages, slots, numbers, _int())
+        lowered["decode"] = run.decode.lower(program, cast, pages, slots, numbers, _int())
     return lowered
 
 

@@ -17,7 +17,6 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from polaris_jax.errors import UserError
-from polaris_jax.models.layers import project
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import rope_tables
 from polaris_jax.models.transformer import REMAT_POLICIES, Block
@@ -100,9 +99,14 @@ def _largest(model: ModelConfig, mesh: AbstractMesh) -> int:
 def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfigDict) -> float:
     """Bytes of what the optimizer keeps beside the parameters, its moments, on one device."""
     chain, shapes = make_optimizer(optimizer, 1), nn.unbox(param_shapes(model))
-    kept = jax.eval_shape(chain.init, shapes)
-    laid = opt_state_shardings(chain, shapes, param_shardings(model, mesh), mesh).inner
-    arrays = zip(jax.tree.leaves(kept), jax.tree.leaves(laid), strict=True)
+    laid: list[Any] = []
+
+    def init(shapes):  # traced, since optax makes scalars of the state where it lays it out
+        laid.append(opt_state_shardings(chain, shapes, param_shardings(model, mesh), mesh).inner)
+        return chain.init(shapes)
+
+    kept = jax.eval_shape(init, shapes)
+    arrays = zip(jax.tree.leaves(kept), jax.tree.leaves(laid[0]), strict=True)
     return float(sum(math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize for x, where in arrays))
 
 
@@ -193,7 +197,7 @@ def _block_shapes(model: ModelConfig, tokens: int = PROBE) -> tuple[list[Any], l
     block = Block
     if model.remat != "none":
         block = nn.remat(Block, policy=REMAT_POLICIES[model.remat], prevent_cse=False)
-    layer = block(model, packed_attention, project)
+    layer = block(model, packed_attention)
     x_BTD = jax.ShapeDtypeStruct((1, tokens, model.hidden_size), model.dtype)
     integers_BT = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 

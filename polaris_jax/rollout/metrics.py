@@ -34,13 +34,15 @@ class Counters:
 class GenerateCall:
     """One call. began: when, in seconds of `perf_counter`. traced: programs, before it. weight_sync_s: what that took.
 
-    finished, total: responses. longest: tokens of the longest response so far, finished or not.
+    sequence_pages: as many as its longest sequence can have, at least. finished, total: responses. longest: tokens of
+    the longest response so far, finished or not.
     """
 
     began: float
     traced: int
     counters: Counters = field(default_factory=Counters)
     weight_sync_s: float = 0.0
+    sequence_pages: int = 0
     finished: int = 0
     total: int = 0
     longest: int = 0

@@ -5,20 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from polaris_jax.models.layers import project
-from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import unembed, unembedding
 from polaris_jax.ops.paged_attention import Cache, Pages, paged_attention
-from polaris_jax.rollout import cpu
-
-
-def logits(model: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
-    """Float32 [..., V] of hidden states [..., D]."""
-    return unembed(hidden, unembedding(params, model))
+from polaris_jax.rollout import cpu, new_tokens
 
 
 def read_pages(kernels: str, cache: Cache) -> Callable:
@@ -49,16 +41,17 @@ def memory(device: jax.Device) -> float:
 class Platform(NamedTuple):
     """What is done in another way on another platform; the defaults are those of accelerators.
 
-    kernels: whose kernels `paged_attention` runs. lay_out(model, params): the sampler's parameters as the programs want
-    them; None: as they are. project: how `Transformer` projects with them. logits, read_pages, slot_buckets, memory: as
-    the functions above. keep_pools(pools): what stays allocated between two calls. reuse_pools(kept, pages): those of
-    it that the next call, of that many pages, begins with, emptied.
+    kernels: whose kernels `paged_attention` runs. transpose: whether the unembedding is kept transposed, too.
+    new_order: how `new_tokens` lie. few_programs: whether compiling costs more than padding: page tables are then as
+    wide as the longest sequence, whose empty pages the kernels skip, and chunks that follow others in prefill go one by
+    one. read_pages, slot_buckets, memory: as the functions above. keep_pools(pools): what stays allocated between two
+    calls. reuse_pools(kept, pages): those of it that the next call, of that many pages, begins with, emptied.
     """
 
     kernels: str
-    lay_out: Callable[[ModelConfig, Any], Any] | None = None
-    project: Callable[..., list[jax.Array]] = project
-    logits: Callable[[ModelConfig, Any, jax.Array], jax.Array] = logits
+    transpose: bool = False
+    new_order: new_tokens.Order = new_tokens.AS_PAGES
+    few_programs: bool = True
     read_pages: Callable[[str, Cache], Callable] = read_pages
     slot_buckets: Callable[[int], list[int]] = slot_buckets
     memory: Callable[[jax.Device], float] = memory
@@ -70,7 +63,7 @@ PLATFORMS = {
     "gpu": Platform("gpu"),
     "tpu": Platform("tpu"),
     "cpu": Platform(
-        "cpu", cpu.lay_out, cpu.project_joined, cpu.logits, cpu.gather_first, cpu.slot_buckets, cpu.memory,
+        "cpu", True, cpu.NEW_ORDER, False, cpu.gather_first, cpu.slot_buckets, cpu.memory,
         keep_pools=list, reuse_pools=cpu.reuse_pools,
     ),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer
 from polaris_jax.ops.paged_attention import Cache, Pages, paged_attention
 from polaris_jax.rollout import new_tokens
+from polaris_jax.rollout.layout import logits
 from polaris_jax.rollout.platforms import Platform
 from polaris_jax.rollout.sampling import Drawn, Numbers, Sampling, gumbels, next_token, only_known
 from polaris_jax.sharding.rules import RULES
@@ -76,7 +77,7 @@ class Decoded(NamedTuple):
 def apply_model(transformer: Transformer, params: Any, tokens_BT, positions_BT, cache: Any) -> tuple[jax.Array, Any]:
     """Hidden states [B, T, D] and the cache, from the trainer's module with another attention.
 
-    params: the sampler's, as the platform lays them out.
+    params: the sampler's, of `layout.lay_out`.
     """
     with nn.logical_axis_rules(RULES):
         return transformer.apply({"params": params}, tokens_BT, positions_BT, jnp.ones_like(tokens_BT), cache)
@@ -84,17 +85,17 @@ def apply_model(transformer: Transformer, params: Any, tokens_BT, positions_BT, 
 
 def prefill(model: ModelConfig, platform: Platform, params: Any, pages: Pages, chunks: Chunks) -> Pages:
     """The pool with keys and values of the chunks, each after what its `table` holds."""
-    B, T = chunks.tokens.shape
+    T = chunks.tokens.shape[1]
     step_T = jnp.arange(T)
     visible_1TT = (step_T[:, None] >= step_T)[None]
     cache = Cache(pages, chunks.table, chunks.starts)
 
     def attend(q, k, v, positions, segments, new, layer):
-        new, fresh = new_tokens.put(new, k, v, layer, 0)
-        return paged_attention(platform.kernels, q, cache, layer, fresh, visible_1TT), new
+        fresh = k.astype(pages[0].dtype), v.astype(pages[1].dtype)
+        return paged_attention(platform.kernels, q, cache, layer, fresh, visible_1TT), [*new, fresh]
 
-    transformer, positions_BT = Transformer(model, attend, platform.project), chunks.starts[:, None] + step_T
-    _, new = apply_model(transformer, params, chunks.tokens, positions_BT, new_tokens.empty(model, pages, B, T))
+    transformer, positions_BT = Transformer(model, attend), chunks.starts[:, None] + step_T
+    _, new = apply_model(transformer, params, chunks.tokens, positions_BT, [])
     return tuple(
         x.at[:, chunks.write.reshape(-1)].set(y.reshape(x.shape[0], -1, *x.shape[2:]))
         for x, y in zip(pages, new_tokens.as_pages(new), strict=True)
@@ -122,12 +123,12 @@ def decode(
 
     def forward(step, tokens_S, new):
         def attend(q, k, v, positions, segments, new, layer):
-            new, fresh = new_tokens.put(new, k, v, layer, step)
-            return read(q, layer, fresh, (step_N <= step)[None, None]), new
+            new = new_tokens.put(new, (k, v), layer, step, platform.new_order)
+            return read(q, layer, new[layer], (step_N <= step)[None, None]), new
 
-        transformer, positions_S1 = Transformer(model, attend, platform.project), (slots.cached + step)[:, None]
+        transformer, positions_S1 = Transformer(model, attend), (slots.cached + step)[:, None]
         hidden_S1D, new = apply_model(transformer, params, tokens_S[:, None], positions_S1, new)
-        return only_known(platform.logits(model, params, hidden_S1D[:, 0]), model.known_tokens), new
+        return only_known(logits(model, params, hidden_S1D[:, 0]), model.known_tokens), new
 
     # One step of the loop: draw, record, and count for the slots that still run. The others go on, unheard.
     def draw(logits_SV, gumbel_Sg, positions_S):
@@ -151,13 +152,13 @@ def decode(
         return (step < steps) & (jnp.sum(through_S & (slots.produced < slots.limits)) <= patience) & ~jnp.all(through_S)
 
     # The loop, from empty records, and what it leaves in the pool.
-    logits_SV = jax.ShapeDtypeStruct((S, model.vocab_size), jnp.float32)
-    shapes = jax.eval_shape(draw, logits_SV, gumbel_NSg[0], slots.produced)
+    some_SV = jax.ShapeDtypeStruct((S, model.vocab_size), jnp.float32)
+    shapes = jax.eval_shape(draw, some_SV, gumbel_NSg[0], slots.produced)
     drawn = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), shapes)
-    new, tokens_S = new_tokens.empty(model, pages, S, steps), jnp.asarray(slots.tokens)
+    new, tokens_S = new_tokens.empty(pages, S, steps, platform.new_order), jnp.asarray(slots.tokens)
     state = (0, tokens_S, new, drawn, jnp.zeros(S, jnp.int32), jnp.zeros(S, bool))
     _, _, new, drawn, counts_S, stopped_S = jax.lax.while_loop(going, body, state)
-    return _write(pages, new_tokens.as_pages(new), slots), Decoded(drawn, counts_S, stopped_S)
+    return _write(pages, new_tokens.as_pages(new, platform.new_order), slots), Decoded(drawn, counts_S, stopped_S)
 
 
 def _write(pages: Pages, new: Pages, slots: Slots) -> Pages:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from absl import logging
@@ -23,10 +22,13 @@ from polaris_jax.evaluation.report import NO_THINK
 from polaris_jax.files import open_steps, read_steps
 from polaris_jax.loggers import LOGGERS, Logger
 from polaris_jax.rewards import Reason
+from polaris_jax.rewards.functions import VERIFY
+from polaris_jax.rewards.total import Part
 from polaris_jax.rl.temperature import diversity
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import heartbeat
 from polaris_jax.supervision.progress import STEPS, show_metrics
+from polaris_jax.training.pictures import OVERVIEW, training_picture
 from polaris_jax.types import Group
 
 PERCENTILES = (10, 50, 90, 99)
@@ -44,33 +46,27 @@ class History:
         """The metrics as a table indexed by step."""
         return pd.DataFrame(list(self.rows)).set_index("step")
 
-    def plot(self, names: Sequence[str] = ("reward", "response_length")) -> Figure:
-        """One panel a metric over the steps, with a running mean over a tenth of the run."""
-        frame = self.frame()
-        figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.2), squeeze=False, layout="constrained")
-        for axis, name in zip(axes[0], names, strict=True):
-            axis.plot(frame.index, frame[name], alpha=0.3)
-            axis.plot(frame.index, frame[name].rolling(max(1, len(frame) // 10), min_periods=1).mean(), color="C0")
-            axis.set(xlabel="step", title=name.replace("_", " "))
-            axis.grid(alpha=0.3)
-        plt.close(figure)
-        return figure
+    def plot(self, names: Sequence[str] = OVERVIEW) -> Figure:
+        """One panel a metric over the steps (`training_picture`)."""
+        return training_picture(self.frame(), names)
 
 
 def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]], limit: int) -> dict[str, float]:
     """What a step's groups, as they were sampled, say of the model.
 
-    Reward; response length in tokens (mean, percentiles, longest), its histogram (how many responses end in the k-th
-    of `BINS` equal parts of `limit`, the most tokens that one may have) and share cut off; diversity of the responses,
-    whose texts are given group by group; how many groups are all right, all wrong and mixed, and the histogram of pass
-    rates: how many groups have k of their n samples right.
+    Reward, and the share that is right; both by source too; response length in tokens (mean, percentiles, longest), its
+    histogram (how many responses end in the k-th of `BINS` equal parts of `limit`, the most tokens that one may have)
+    and share truncated; diversity of the responses, whose texts are given group by group; how many groups are all
+    right, all wrong and mixed, and the histogram of pass rates: how many groups have k of their n samples right.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths, samples = [len(rollout.tokens) for rollout in rollouts], len(groups[0].rollouts)
     parts = Counter(max(1, math.ceil(BINS * length / limit)) for length in lengths)
-    right = Counter(int((group.rewards == 1).sum()) for group in groups)
+    right = Counter(int(group.correct.sum()) for group in groups)
     return {
         "reward": float(np.mean([group.rewards for group in groups])),
+        "accuracy": float(np.mean([group.correct for group in groups])),
+        **_by_source(groups),
         "response_length": float(np.mean(lengths)),
         **{f"response_length/p{q}": float(np.percentile(lengths, q)) for q in PERCENTILES},
         "response_length/max": max(lengths),
@@ -82,6 +78,32 @@ def group_metrics(groups: Sequence[Group], texts: Sequence[Sequence[str]], limit
         "groups/mixed": len(groups) - right[samples] - right[0],
         **{f"pass_rate/{k}_of_{samples}": right[k] for k in range(samples + 1)},
     }
+
+
+def reward_metrics(parts: Sequence[Mapping[str, Part]]) -> dict[str, float]:
+    """Of each reward function, without its weight, the mean over a step and on how many responses it failed.
+
+    parts: of each group. The first failure is logged, for the first steps that have one.
+    """
+    metrics: dict[str, float] = {}
+    for name in parts[0]:
+        errors = [error for part in parts for error in part[name].errors]
+        metrics[f"reward/{name}"] = float(np.mean([part[name].values for part in parts]))
+        if name != VERIFY:
+            metrics[f"reward/{name}_failed"] = len(errors)
+        if errors:
+            logging.log_first_n(logging.WARNING, "reward %s: %d failed, the first: %s", 5, name, len(errors), errors[0])
+    return metrics
+
+
+def _by_source(groups: Sequence[Group]) -> dict[str, float]:
+    sources = sorted({group.problem.source for group in groups})
+    metrics = {}
+    for source in sources:
+        members = [group for group in groups if group.problem.source == source]
+        metrics[f"source/{source or 'unnamed'}/reward"] = float(np.mean([group.rewards for group in members]))
+        metrics[f"source/{source or 'unnamed'}/accuracy"] = float(np.mean([group.correct for group in members]))
+    return metrics
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -174,7 +196,7 @@ class MetricsLogger:
                 self._warned = True
             if metrics.get("cut_off", 0) > 0.5:
                 logging.warning(
-                    "step %d: %.0f%% of the responses were cut off at config.rollout.max_response_tokens; a higher "
+                    "step %d: %.0f%% of the responses were truncated at config.rollout.max_response_tokens; a higher "
                     "limit lets them end", step, 100 * metrics["cut_off"],
                 )  # fmt: skip
                 self._warned = True
@@ -223,6 +245,7 @@ def log_samples(
                 "response": tokenizer.decode(rollout.tokens),
                 "answers": list(group.problem.answers),
                 "reward": float(group.rewards[0]),
+                "correct": bool(group.correct[0]),
                 "finish_reason": rollout.finish_reason,
             }
         )

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.ops import paged_attention, paged_decode
 from polaris_jax.ops.attention import packed_attention
 from polaris_jax.ops.cudnn import cudnn_attention, cudnn_context_attention
+from polaris_jax.ops.paged_attention import Cache, paged_attention
 from polaris_jax.ops.splash import splash_attention
 
 HEADS = sorted({(m.num_attention_heads, m.num_key_value_heads, m.head_dim) for m in PRESETS.values()})
 EMPTY = ()
-PORTABLE_PAGED = jax.jit(partial(paged_attention.paged_attention, "cpu"))
+
+
+def paged(platform, q, cache, layer, new, visible, **options):
+    """`paged_attention`, jitted."""
+    run = lambda q, cache, new: paged_attention(platform, q, cache, layer, new, visible, **options)  # noqa: E731
+    return jax.jit(run)(q, cache, new)
 
 
 def rows_of(T, rows, heads, seed=0):
@@ -102,8 +107,7 @@ def cache_of(heads, page_size, lengths, new, seed=0):
     width = -(-max(lengths) // page_size)
     pages = tuple(rng.normal(size=(2, 1 + B * width, page_size, K, d)).astype(np.float32) for _ in "kv")
     table = 1 + rng.permutation(B * width).reshape(B, width).astype(np.int32)
-    buffers = rng.normal(size=(B, K, d, new)), rng.normal(size=(B, K, new, d))
-    return pages, table, tuple(x.astype(np.float32) for x in buffers)
+    return pages, table, tuple(rng.normal(size=(B, new, K, d)).astype(np.float32) for _ in "kv")
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
@@ -113,32 +117,16 @@ def test_paged_decoding_equals_the_portable_attention(heads, platform):
     lengths = np.array([0, 2 * page_size + 3, 3 * page_size], np.int32)
     pages, table, new = cache_of(heads, page_size, lengths, 4)
     q = np.random.default_rng(2).normal(size=(3, 1, heads[0], heads[2])).astype(np.float32)
-    rest = paged_attention.Cache(pages, table, lengths), jnp.int32(1), new, np.array([[[True, True, True, False]]])
-    found = jax.jit(partial(paged_attention._decode, platform, interpret=True))(q, *rest)
-    np.testing.assert_allclose(found, PORTABLE_PAGED(q, *rest), atol=2e-5)
-
-
-def test_a_table_beyond_scalar_memory_is_read_in_parts(monkeypatch):
-    lengths = np.array([5, 0, 48, 17, 33], np.int32)
-    pages, table, _ = cache_of((4, 2, 32), 16, lengths, 1)
-    q = np.random.default_rng(2).normal(size=(5, 4, 32)).astype(np.float32)
-    whole = paged_decode.tpu_paged_decode(q, pages[0][1], pages[1][1], table, lengths, interpret=True)
-    monkeypatch.setattr(paged_decode, "TPU_TABLE", 2 * table.shape[1] + 1)
-    parts = paged_decode.tpu_paged_decode(q, pages[0][1], pages[1][1], table, lengths, interpret=True)
-    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    rest = Cache(pages, table, lengths), 1, new, np.array([[[True, True, True, False]]])
+    np.testing.assert_allclose(paged(platform, q, *rest, interpret=True), paged("cpu", q, *rest), atol=2e-5)
 
 
 @pytest.mark.parametrize(("platform", "options"), [("gpu", {"implementation": "xla"}), ("tpu", {"interpret": True})])
 @pytest.mark.parametrize("cached", [(0, 0, 0), (0, 16, 48)])
-def test_a_prefilled_chunk_equals_the_portable_attention(platform, options, cached):
+def test_a_prefilled_chunk_equals_the_portable_attention(platform, options, cached, monkeypatch):
+    monkeypatch.setattr("polaris_jax.ops.paged_attention.DTYPES", ("float32",))  # XLA stands in for cuDNN
     heads, T = (4, 2, 32), 32
     pages, table, new = cache_of(heads, 16, cached, T)
     q = np.random.default_rng(2).normal(size=(3, T, 4, 32)).astype(np.float32)
-    rest = (
-        paged_attention.Cache(pages, table, np.array(cached, np.int32)),
-        jnp.int32(1),
-        new,
-        np.tri(T, dtype=bool)[None],
-    )
-    found = jax.jit(partial(paged_attention._prefill, platform, **options))(q, *rest)
-    np.testing.assert_allclose(found, PORTABLE_PAGED(q, *rest), atol=2e-5)
+    rest = Cache(pages, table, np.array(cached, np.int32)), 1, new, np.tri(T, dtype=bool)[None]
+    np.testing.assert_allclose(paged(platform, q, *rest, **options), paged("cpu", q, *rest), atol=2e-5)

@@ -2,6 +2,8 @@
 
 compile_ahead.py functions TOPOLOGY     the tiny model's device functions, of four devices
 compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
+compile_ahead.py one_device TOPOLOGY   4B's device functions with int8 moments and rows of 16K, of one device
+compile_ahead.py reductions TOPOLOGY   dtypes in which a small bfloat16 model's gradients are reduced over four devices
 compile_ahead.py stages TOPOLOGY GIB N  4B's device functions in each stage, with so large a page pool and at most N
                                         parts of a row
 
@@ -9,6 +11,7 @@ For each function: how often it calls which kernels, and the bytes of its argume
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from functools import partial
@@ -20,8 +23,8 @@ import jax.numpy as jnp
 from polaris_jax import config as configs
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.ops.attention import sharded_attention
-from polaris_jax.ops.paged_attention import paged_attention
-from polaris_jax.plan.ahead import cudnn_of, lower_all, topology_devices
+from polaris_jax.ops.paged_attention import Cache, paged_attention
+from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_training, topology_devices
 from polaris_jax.sharding.mesh import make_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -57,16 +60,41 @@ def kernels(topology):
     numbers = array((2, 1024), jnp.int32)
     q, k = (array((2, 1024, heads, 128), jnp.bfloat16) for heads in (32, 8))
     value = lambda *x: jnp.sum(sharded_attention(mesh)(*x)[0].astype(jnp.float32))  # noqa: E731
-    pool, new = array((3, 50, 64, 8, 128), jnp.bfloat16), array((2, 8, 128, 16), jnp.bfloat16)
-    rest = array((2, 24), jnp.int32), array((2,), jnp.int32), (new, array((2, 8, 16, 128), jnp.bfloat16))
+    pool, new = array((3, 50, 64, 8, 128), jnp.bfloat16), array((2, 16, 8, 128), jnp.bfloat16)
+    table, lengths = array((2, 24), jnp.int32), array((2,), jnp.int32)
     platform = mesh.devices.flat[0].platform
     with cudnn_of(mesh), jax.set_mesh(mesh):
         return {
             "training": jax.jit(jax.grad(value, argnums=(0, 1, 2))).lower(q, k, k, numbers, numbers),
-            "decoding": jax.jit(partial(paged_attention, platform)).lower(
-                array((2, 1, 32, 128), jnp.bfloat16), (pool, pool), array((), jnp.int32), *rest, array((1, 1, 16), bool)
+            "decoding": jax.jit(
+                lambda q, pages, table, lengths, new, seen: paged_attention(
+                    platform, q, Cache(pages, table, lengths), 1, new, seen
+                )
+            ).lower(
+                array((2, 1, 32, 128), jnp.bfloat16), (pool, pool), table, lengths, (new, new), array((1, 1, 16), bool)
             ),
         }
+
+
+def one_device(topology):
+    """One row of 16K at a time, remat full."""
+    keys = {"optimizer.moments": "int8", "updates.rows": 1, "updates.row_lengths": (16_384,), "model.remat": "full"}
+    config = configs.load(CONFIGS / "polaris_4b.py", keys)
+    model = PRESETS["qwen3-4b"].replace(dtype=config.model.dtype, remat="full")
+    return lower_all(model, config, make_mesh(config.mesh, topology_devices(topology)))
+
+
+def reductions(topology):
+    """For each kind of sum over devices in the gradient's program the dtypes of what is summed."""
+    config = configs.load(CONFIGS / "tiny.py", {"model.dtype": "bfloat16", "updates.rows": 4})
+    mesh = make_mesh({"fsdp": 4}, topology_devices(topology)[:4])
+    model = PRESETS["tiny"].replace(dtype="bfloat16", attention_bias=True)
+    with cudnn_of(mesh):
+        lowered = lower_training(model, config, mesh)["accumulate/128"]
+    found = {}
+    for shapes, kind in re.findall(r" = (.*?) (all-reduce|reduce-scatter)(?:-start)?\(", lowered.compile().as_text()):
+        found.setdefault(kind, set()).update(re.findall(r"(\w+)\[", shapes))
+    return {kind: sorted(dtypes) for kind, dtypes in found.items()}
 
 
 def stages(topology, cache_gib, context):
@@ -83,5 +111,8 @@ def stages(topology, cache_gib, context):
 
 
 if __name__ == "__main__":
-    what = {"functions": functions, "kernels": kernels, "stages": stages}[sys.argv[1]]
-    print(json.dumps(measured(what(*sys.argv[2:]))))
+    if sys.argv[1] == "reductions":
+        print(json.dumps(reductions(sys.argv[2])))
+    else:
+        what = {"functions": functions, "kernels": kernels, "one_device": one_device, "stages": stages}[sys.argv[1]]
+        print(json.dumps(measured(what(*sys.argv[2:]))))

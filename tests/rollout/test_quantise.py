@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from polaris_jax.models.transformer import Transformer, unembed, unembedding
+from polaris_jax.models.transformer import Transformer
 from polaris_jax.plan.ahead import lower_sampling
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.rollout.layout import logits
 from polaris_jax.rollout.quantise import CODES, quantise, weight_bytes
 from polaris_jax.rollout.weight_sync import WeightSync
 from tests.rollout.conftest import MODEL, random_prompts, rollout_config, trainer_logits
@@ -39,7 +40,7 @@ def logprobs_of(params, tokens_BT):
     """log p of the next token at every position, float32 [B, T, V]."""
     positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     hidden, _ = Transformer(MODEL).apply({"params": params}, tokens_BT, positions, jnp.ones_like(tokens_BT))
-    return jax.nn.log_softmax(unembed(hidden, unembedding(params, MODEL)))
+    return jax.nn.log_softmax(logits(MODEL, params, hidden))
 
 
 @pytest.mark.parametrize("weights", CODES)
@@ -50,16 +51,19 @@ def test_logits_stay_close(weights, synced):
     assert 0 < kl.mean() < {"int8": 1e-3, "fp8": 1e-2}[weights]
 
 
+def tree_bytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
 @pytest.mark.parametrize("weights", CODES)
 def test_projections_take_a_quarter_of_float32(weights, synced):
-    kernels = synced[weights]["layers"]
-    plain = synced[""]["layers"]
-    for block, names in (("attention", "qkvo"), ("mlp", ("gate", "up", "down"))):
-        for name in names:
-            assert kernels[block][name]["kernel"].nbytes * 4 == plain[block][name]["kernel"].nbytes
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(synced[weights]))
+    for kernels, plain in zip(synced[weights]["layers"], synced[""]["layers"], strict=True):
+        for block, names in (("attention", ("joined", "o")), ("mlp", ("joined", "down"))):
+            for name in names:
+                assert kernels[block][name]["kernel"].nbytes * 4 == plain[block][name]["kernel"].nbytes
+    total, plain = (tree_bytes(synced[w]) - synced[w]["scorer_DV"].nbytes for w in (weights, ""))
     assert total == pytest.approx(weight_bytes(MODEL, weights), rel=0.15)  # norms and scales, of channels of 32 inputs
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(synced[""])) == weight_bytes(MODEL, "")
+    assert plain == weight_bytes(MODEL, "")
 
 
 def test_the_engine_records_the_logprobs_of_the_quantised_model(params, mesh, synced):
