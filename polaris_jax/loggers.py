@@ -98,7 +98,8 @@ def mlflow(workdir: Path, config: Mapping[str, Any]) -> Logger:
         raise UserError(f"config.training.loggers: mlflow at {uri}: {error}") from error
 
     def write(row: Mapping[str, Any]) -> None:
-        named = [(re.sub(r"[^\w./ -]", "_", name), value) for name, value in metrics_of(row)]
+        # "/" would make a directory in a file store, where there may be a metric called as that already
+        named = [(re.sub(r"[^\w. -]", "_", name.replace("/", ".")), value) for name, value in metrics_of(row)]
         step, now = row["step"], int(time.time() * 1000)
         new = [Metric(name, float(value), now, step) for name, value in named if (name, step) not in known]
         tell(client.log_batch, metrics=new)

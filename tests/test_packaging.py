@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("polaris_jax", "configs")
+OPTIONAL = ("wandb", "mlflow", "reasoning-gym", "torch")  # extras, imported only where they are asked for
 
 
 def setup_arguments():
@@ -34,6 +35,8 @@ def imported():
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+                names += [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
             (top if node in tree.body else inside).update(name.split(".")[0] for name in names)
     known = {*sys.stdlib_module_names, *PACKAGES}
     return top - known, inside - top - known
@@ -48,7 +51,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
 
     top, inside = map(provided, imported())
     required = {distribution(requirement) for requirement in arguments["install_requires"]}
-    extras = {distribution(r) for name in ("wandb", "mlflow") for r in arguments["extras_require"][name]}
+    extras = {distribution(r) for name in OPTIONAL for r in arguments["extras_require"][name]}
     assert {name for name, found in top.items() if not found & required} == set()
     assert {name for name, found in inside.items() if not found & (required | extras)} == set()
     used = set().union(*top.values(), *inside.values())

@@ -94,6 +94,7 @@ def _response(row: Mapping[str, Any], i: int, cap: int) -> dict[str, Any]:
     return {
         "sample": i,
         "reward": float(row["correct"][i]),
+        "right": bool(row["correct"][i]),
         "reason": str(row["reasons"][i]),
         "finish": row["finish_reasons"][i],
         "tokens": None if length is None or pd.isna(length) else int(length),

@@ -91,6 +91,7 @@ def _sample(one: LoggedGroup, i: int, tokenizer: PreTrainedTokenizerBase, cap: i
     return {
         "sample": rollout.sample,
         "reward": float(one.group.rewards[i]),
+        "right": bool(one.group.correct[i]),
         "reason": one.reasons[i],
         "finish": rollout.finish_reason,
         "tokens": len(rollout.tokens),

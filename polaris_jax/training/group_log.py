@@ -84,7 +84,8 @@ def keep(workdir: Path, step: int, looked: Sequence[LoggedGroup]) -> None:
     if not is_writer():
         return
     rollouts = [rollout for one in looked for rollout in one.group.rollouts]
-    heads = [[asdict(one.group.problem), one.group.rewards.tolist(), one.reasons] for one in looked]
+    judged = [[one.group.rewards.tolist(), one.group.correct.tolist(), one.reasons] for one in looked]
+    heads = [[asdict(one.group.problem), *found] for one, found in zip(looked, judged, strict=True)]
     with np.errstate(over="ignore"):  # to infinity, which the report shows as such
         arrays = rollouts_to_arrays(rollouts, COMPACT)
         arrays |= {"gaps": _flat(one.gaps for one in looked), "entropies": _flat(one.entropies for one in looked)}
@@ -115,10 +116,11 @@ def load(workdir: Path, step: int) -> list[LoggedGroup]:
         ends = np.cumsum([len(rollout.tokens) for rollout in rollouts])[:-1]
         rest = zip(rollouts, np.split(gaps, ends), np.split(entropies, ends), strict=True)
         looked = []
-        for problem, rewards, reasons in heads:
+        for problem, rewards, correct, reasons in heads:
             problem = Problem(**problem | {"answers": tuple(problem["answers"])})
             mine, *values = zip(*islice(rest, len(rewards)), strict=True)
-            looked.append(LoggedGroup(Group(problem, mine, np.asarray(rewards, np.float32)), tuple(reasons), *values))
+            group = Group(problem, mine, np.asarray(rewards, np.float32), np.asarray(correct, bool))
+            looked.append(LoggedGroup(group, tuple(reasons), *values))
     except Exception as error:  # of many kinds, since np.load opens whatever the file looks like
         raise UserError(f"{path}: expected groups of a run; {error}") from error
     return looked

@@ -137,7 +137,7 @@ class MetricsLogger:
             logging.warning("%s/metrics.jsonl: holds %d of the %d steps before", workdir, len(self.rows), start)
         self._full, self._warned, self._config = False, False, dict(config or {})
         self._loggers: dict[str, Logger | None] = dict.fromkeys(loggers)
-        self._told = dict.fromkeys(loggers, 0)  # rows
+        self._told, self._lost = dict.fromkeys(loggers, 0), frozenset()  # rows told; loggers that failed last
         self._tell_loggers(UserError)
         self._console = Console(quiet=not multihost.is_writer())
 
@@ -222,12 +222,13 @@ class MetricsLogger:
                     self._loggers[name], self._told[name] = LOGGERS[name](self._workdir, self._config), 0
                 for row in self.rows[self._told[name] :]:
                     self._loggers[name].write(row)
-                self._told[name] = len(self.rows)
+                self._told[name], self._lost = len(self.rows), self._lost - {name}
             except fatal:
                 raise
             except (OSError, UserError) as error:
-                logging.warning("%s: %s cannot be written: %s", self._workdir, name, error)
-                self._loggers[name] = None
+                if name not in self._lost:
+                    logging.warning("%s: %s cannot be written: %s", self._workdir, name, error)
+                self._loggers[name], self._lost = None, self._lost | {name}
 
 
 def log_samples(

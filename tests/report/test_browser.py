@@ -127,7 +127,7 @@ def test_a_group_shows_its_siblings_with_folded_thoughts_and_shades(open_page, o
     assert first.locator(".text").all_text_contents() == ["The answer is \\boxed{7}<|end|>"]
     assert first.locator("b", has_text="7").count() == 1
     first.locator("summary").click()
-    assert first.locator(".text").first.text_content() == "<think>one\ntwo</think>"
+    assert first.locator("details .text").text_content() == "<think>one\ntwo</think>"
     token = first.locator("details .text > span").first
     assert re.fullmatch(r"log-prob -[\d.]+, entropy [\d.]+, trainer - sampler -?[\d.]+", token.get_attribute("title"))
     shades = {}

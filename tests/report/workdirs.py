@@ -49,7 +49,7 @@ def group(tokenizer, problem, texts, rewards, seed=0):
         gaps.append(rng.normal(0, 0.01, len(tokens)).astype(np.float32))
         entropies.append(rng.exponential(0.5, len(tokens)).astype(np.float32))
     reasons = tuple("equal" if reward else "unequal" for reward in rewards)
-    made = Group(problem, tuple(rollouts), np.asarray(rewards, np.float32))
+    made = Group(problem, tuple(rollouts), np.asarray(rewards, np.float32), np.asarray(rewards, bool))
     return group_log.LoggedGroup(made, reasons, tuple(gaps), tuple(entropies))
 
 

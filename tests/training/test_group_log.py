@@ -43,7 +43,7 @@ def test_values_lie_beside_the_tokens_that_they_are_of(tiny_config, tmp_path):
         tokens = [rng.integers(1, 99, rng.integers(1, 30)).astype(np.int32) for _ in range(4)]
         prompt, zeros = np.arange(1, 4 + n, dtype=np.int32), [np.zeros(len(t), np.float32) for t in tokens]
         rollouts = [Rollout(f"p{n}", g, prompt, tokens[g], zeros[g], "stop") for g in range(4)]
-        groups.append(Group(Problem(f"p{n}", "?", ("1",)), tuple(rollouts), np.ones(4, np.float32)))
+        groups.append(Group(Problem(f"p{n}", "?", ("1",)), tuple(rollouts), np.ones(4, np.float32), np.ones(4, bool)))
 
     def logprobs(params, rows, temperature):
         return jax.numpy.float32(rows.targets), jax.numpy.float32(rows.targets) * temperature

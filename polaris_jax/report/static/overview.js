@@ -4,6 +4,9 @@
 // curve is drawn as it is.
 const CURVES = [
   { title: "reward", first: ["reward"] },
+  { title: "share that is right", first: ["accuracy"] },
+  { title: "reward functions", every: /^reward\/(?!.*_failed$)/ },
+  { title: "share that is right, by source", every: /^source\/.*\/accuracy$/ },
   { title: "held-out accuracy", every: /^evaluation\/.*\/avg@\d+$/, exact: true },
   { title: "response length, with its 10th to 90th percentile", first: ["response_length"], band: ["response_length/p10", "response_length/p90"] },
   { title: "share cut off at the limit", first: ["cut_off"] },

@@ -52,14 +52,14 @@ function response(sample, shade, dimmed) {
   const facts = [sample.reason, sample.tokens == null ? null : `${sample.tokens} tokens`, sample.finish === "length" ? "cut off" : null].filter(Boolean).map(plain).join(" · ");
   const thoughts = sample.thoughts.pieces.length ? el("details", {}, el("summary", {}, "thoughts")) : null;
   thoughts?.addEventListener("toggle", () => { if (thoughts.open && thoughts.children.length === 1) thoughts.append(tokens(sample.thoughts, shade)); });
-  return el("div", { class: `response ${sample.reward > 0 ? "right" : "wrong"}${dimmed ? " other" : ""}` },
+  return el("div", { class: `response ${sample.right ? "right" : "wrong"}${dimmed ? " other" : ""}` },
     el("div", {}, el("b", {}, `#${sample.sample} reward ${number(sample.reward)}`), el("span", { class: "dim" }, ` ${facts}`)),
     el("div", {}, "answer: ", sample.answer == null ? el("span", { class: "dim" }, "none") : el("b", {}, shown(sample.answer))),
     thoughts, sample.final.pieces.length ? tokens(sample.final, shade) : el("div", { class: "dim" }, "nothing after the thoughts"));
 }
 
 const textOf = sample => sample.thoughts.pieces.join("") + sample.final.pieces.join("");
-const rightOf = group => group.samples.filter(sample => sample.reward > 0).length;
+const rightOf = group => group.samples.filter(sample => sample.right).length;
 
 function rollouts() {
   if (!data.groups.length) return;
