@@ -1,7 +1,7 @@
 """Decoding kernels that read a paged cache through its page table, one query a row: Pallas for GPUs and for TPUs.
 
 Both also see the tokens that are not in the cache yet, so that attention is one or two launches, and read nothing but
-the pages that a row fills, however wide the table is. (The kernels that come with JAX want another layout of the pages.)
+the pages that a row fills, however wide the table is. (Those that come with JAX want another layout of the pages.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from polaris_jax.errors import UserError
 
 HIDDEN = -1e30
 GPU_BLOCK = 64  # tokens read at once; a page has as many, or a multiple, or less
-GPU_PROGRAMS = 4096  # wanted: several waves on any GPU, so that rows of different lengths end together
+GPU_PROGRAMS = 2048  # wanted: several waves on any GPU, so that rows of different lengths end together
 GPU_SPLITS = 64  # of a row's tokens, at most; their results lie in the registers of one program when they are merged
 TPU_TOKENS = 512  # read at once
 TPU_ROWS = 16  # of one program, whose copies from memory run on from row to row

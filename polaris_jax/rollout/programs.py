@@ -85,7 +85,7 @@ def apply_model(transformer: Transformer, params: Any, tokens_BT, positions_BT, 
 
 def prefill(model: ModelConfig, platform: Platform, params: Any, pages: Pages, chunks: Chunks) -> Pages:
     """The pool with keys and values of the chunks, each after what its `table` holds."""
-    B, T = chunks.tokens.shape
+    T = chunks.tokens.shape[1]
     step_T = jnp.arange(T)
     visible_1TT = (step_T[:, None] >= step_T)[None]
     cache = Cache(pages, chunks.table, chunks.starts)
