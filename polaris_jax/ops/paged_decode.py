@@ -17,7 +17,7 @@ from polaris_jax.errors import UserError
 
 HIDDEN = -1e30
 GPU_BLOCK = 64  # tokens read at once; a page has as many, or a multiple, or less
-GPU_PROGRAMS = 4096  # wanted: several waves on any GPU, so that rows of different lengths end together
+GPU_PROGRAMS = 2048  # wanted: several waves on any GPU, so that rows of different lengths end together
 GPU_SPLITS = 64  # of a row's tokens, at most; their results lie in the registers of one program when they are merged
 TPU_TOKENS = 512  # read at once
 TPU_ROWS = 16  # of one program, whose copies from memory run on from row to row

@@ -39,7 +39,7 @@ from polaris_jax.training.update import make_accumulate, make_apply, make_logpro
 from polaris_jax.types import PackedBatch
 
 GPUS_OF_A_HOST = 8
-CUDNN = 91_000  # version, as cuDNN counts; see HOPPER
+CUDNN = 91_000  # version, as cuDNN counts; see HOPPER, whose description is the name by which JAX's kernels know a GPU
 GPUS = {  # name -> device memory in bytes, memory bandwidth in bytes/s; all else is that of any Hopper SXM card
     "h100": (85_899_345_920, 3_352_000_000_000),
     "h200": (151_397_597_184, 4_800_000_000_000),
@@ -53,7 +53,7 @@ gpu_device_info {{
   memory_bandwidth: {bandwidth} device_memory_size: {memory} cuda_compute_capability {{ major: 9 }}
 }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 9 }}
-device_description_str: "{name}"
+device_description_str: "NVIDIA {name}"
 """
 
 
@@ -68,7 +68,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     try:
         if kind in GPUS:
             memory, bandwidth = GPUS[kind]
-            target = HOPPER.format(name=kind, memory=memory, bandwidth=bandwidth)
+            target = HOPPER.format(name=kind.upper(), memory=memory, bandwidth=bandwidth)
             hosts = max(int(shape) // GPUS_OF_A_HOST, 1)
             shape = f"1x{hosts}x{int(shape) // hosts}"
             described = topologies.get_topology_desc(kind, "cuda", target_config=target, topology=shape)

@@ -6,8 +6,10 @@ compile_ahead.py one_device TOPOLOGY   4B's device functions with int8 moments a
 compile_ahead.py reductions TOPOLOGY   dtypes in which a small bfloat16 model's gradients are reduced over four devices
 compile_ahead.py stages TOPOLOGY GIB N  4B's device functions in each stage, with so large a page pool and at most N
                                         parts of a row
+compile_ahead.py decode TOPOLOGY LAYERS SLOTS CONTEXT   a decoding step of a model as wide as 4B: the bytes that it
+                                        moves, and those of weights, cache and logits; copies of a layer's weights
 
-For each function: how often it calls which kernels, and the bytes of its arguments and temporaries on one device.
+Else, for each function: how often it calls which kernels, and the bytes of its arguments and temporaries on one device.
 """
 
 import json
@@ -24,8 +26,11 @@ from polaris_jax import config as configs
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.ops.attention import sharded_attention
 from polaris_jax.ops.paged_attention import Cache, paged_attention
-from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_training, topology_devices
+from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_sampling, lower_training, topology_devices
+from polaris_jax.rollout.pools import page_bytes, pool_pages
+from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import make_mesh
+from tests.plan.loop_bytes import loop_body, size, step_bytes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "__cudnn$fmha")
@@ -110,9 +115,38 @@ def stages(topology, cache_gib, context):
     return lowered
 
 
+def written(i):
+    """Bytes that a copy writes to the device's memory; one to a TPU's vector memory is how a product reads."""
+    return 0 if i.op == "copy-start" and "S(1)" in i.result else size(i.result)
+
+
+def decode(topology, layers, slots, context):
+    """A step of decoding, every slot with so many tokens in the cache."""
+    slots = int(slots)
+    overrides = {"rollout.slots": slots, "rollout.max_response_tokens": 40_000}
+    config = configs.load(CONFIGS / "polaris_4b.py", overrides)
+    model = PRESETS["qwen3-4b"].replace(dtype="bfloat16", num_hidden_layers=int(layers))
+    mesh = make_mesh({}, topology_devices(topology)[:1])
+    with cudnn_of(mesh):
+        text = lower_sampling(model, config, mesh)["decode"].compile().as_text()
+    page = page_bytes(model, mesh, config.rollout)
+    cache = slots * int(context) * page // config.rollout.page_size
+    # Of the new tokens GPUs read those that there are, in the mean of a call's steps half; TPUs read all.
+    pool = f"bf16[{layers},{pool_pages(model, mesh, config.rollout, 0)},"
+    new = f"bf16[{slots},{config.rollout.tokens_per_call},"
+    moved = step_bytes(text, {pool: 0, new: 1 if topology.startswith("v") else 0.5})
+    smallest = 2 * model.hidden_size * model.num_key_value_heads * model.head_dim  # bytes of a layer's k or v
+    slots_rows = f"[{slots},"  # what has a row for each slot is no weight
+    copies = [i for i in loop_body(text) if i.op != "copy-done" and ("copy" in i.op or "slice" in i.name)]
+    return {
+        "moved": sum(moved.values()) + cache,
+        "needed": weight_bytes(model, "") + cache + 4 * slots * model.vocab_size,
+        "copied": [i.name for i in copies if slots_rows not in i.result and written(i) >= smallest],
+    }
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "reductions":
-        print(json.dumps(reductions(sys.argv[2])))
-    else:
-        what = {"functions": functions, "kernels": kernels, "one_device": one_device, "stages": stages}[sys.argv[1]]
-        print(json.dumps(measured(what(*sys.argv[2:]))))
+    plain = {"reductions": reductions, "decode": decode}
+    counted = {"functions": functions, "kernels": kernels, "one_device": one_device, "stages": stages}
+    found = (plain | counted)[sys.argv[1]](*sys.argv[2:])
+    print(json.dumps(found if sys.argv[1] in plain else measured(found)))

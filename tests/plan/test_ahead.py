@@ -64,6 +64,28 @@ def test_kernels_compile_at_the_heads_of_the_4b(topology):
     assert found["decoding"]["temporary"] < pool / 20, "the pages are read where they lie"
 
 
+@pytest.mark.parametrize(
+    ("topology", "layers", "slots", "context"),
+    [
+        ("h100:1", 6, 32, 8192),
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("h200:1", 6, 32, 8192),
+                ("v5p:2x2x1", 6, 32, 8192),
+                ("h100:1", 36, 128, 1024),
+                ("v5p:2x2x1", 36, 128, 1024),
+            ]
+        ],
+    ],
+)
+def test_a_decoding_step_reads_weights_and_cache_once(topology, layers, slots, context):
+    """context: tokens that each slot has in the cache."""
+    found = compiled("decode", topology, str(layers), str(slots), str(context))
+    assert found["copied"] == []
+    assert found["needed"] < found["moved"] < 1.15 * found["needed"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "memory", "cache", "context"),

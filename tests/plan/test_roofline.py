@@ -52,8 +52,9 @@ def product_flops(jaxpr):
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
         times = CHUNKS if equation.primitive.name == "while" else equation.params.get("length", 1)
         branches = equation.params.get("branches")  # one a platform
-        for inner in branches[:1] if branches else jax.core.jaxprs_in_params(equation.params):
-            total += times * product_flops(inner)
+        found = jax.tree.leaves(list(branches[:1] if branches else equation.params.values()))
+        inner = (getattr(value, "jaxpr", value) for value in found)
+        total += times * sum(product_flops(program) for program in inner if hasattr(program, "eqns"))
     return total
 
 
