@@ -1,7 +1,6 @@
 """Makes docs/config.md, the reference of all config keys, from configs/base.py: each with its default and its comment.
 
 python experiments/config_reference.py
-python experiments/config_reference.py --page=docs/config.md
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags
-
 from configs import base
 from polaris_jax import cli
 
-PAGE = flags.DEFINE_string("page", "docs/config.md", "The page.")
+PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 INTRODUCTION = """# Config reference
 
 <!-- Made by experiments/config_reference.py from configs/base.py; change those. -->
@@ -42,7 +39,7 @@ its short keys are `name`, `steps`, `temperature` and `max_response_tokens`, all
 
 def main(_: list[str]) -> None:
     """Writes the page."""
-    Path(PAGE.value).write_text(page(Path(base.__file__).read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(Path(base.__file__).read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def page(source: str) -> str:

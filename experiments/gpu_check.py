@@ -1,5 +1,6 @@
 """What this machine can do: kernels, log-prob differences, speeds, the longest response that trains.
 
+    python experiments/gpu_check.py --workdir=runs/gpu-check
     python experiments/gpu_check.py --workdir=runs/gpu-check --budget=480 --peer --profile
 
 The most important comes first, and each result is printed as it comes. Started again it resumes. Uses one device.

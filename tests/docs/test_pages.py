@@ -9,8 +9,6 @@ import pytest
 import yaml
 
 from polaris_jax import config as configs
-from polaris_jax.training import loop
-from tests.conftest import SMALLER
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -57,13 +55,3 @@ def test_keys_and_configs_that_commands_name_are_there(page):
         assert key in known
     for path in re.findall(r"(?:tests/)?(?:experiments|configs|launch)/[\w/]+\.py", text):
         assert (ROOT / path).exists()
-
-
-def test_the_reward_of_ones_own_runs_as_it_stands(tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_reward.md").read_text("utf-8"), re.DOTALL)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 64)
-    monkeypatch.setattr(loop, "verifier_pool", loop.verifier_pool)
-    exec(compile(block, "own_reward.md", "exec"), {"QUICK": SMALLER | {"training.steps": 1}})
-    assert (tmp_path / "runs" / "short_is_right" / "metrics.jsonl").exists()

@@ -14,6 +14,7 @@ from polaris_jax.rollout.lengths import Lengths
 from polaris_jax.rollout.metrics import GenerateCall
 from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.pools import pool_pages
+from polaris_jax.rollout.programs import Decoded
 from polaris_jax.rollout.records import Response
 from polaris_jax.rollout.sampling import Drawn
 from polaris_jax.rollout.scheduler import Scheduler
@@ -110,7 +111,7 @@ class Shapes:
         self.seen.add(("decode", *slots.table.shape))
         counts = np.minimum(self.steps, slots.limits - slots.produced)
         drawn = Drawn(*np.zeros((2, self.steps, len(counts)), np.int32), None, None)
-        return pool, (drawn, counts, np.zeros(len(counts), bool))
+        return pool, Decoded(drawn, counts, np.zeros(len(counts), bool))
 
 
 def shapes_of(platform, stage, responses):
@@ -129,7 +130,8 @@ def shapes_of(platform, stage, responses):
         sampler.submit(group, rng.integers(1, config.max_response_tokens, 8).tolist())
     while sampler.responses:
         sampler.start_round()
-        sampler.finish_round()
+        while sampler.at_work:
+            sampler.proceed(0.0)
     assert call.counters.preempted > 0
     return run.seen
 
