@@ -1,6 +1,7 @@
 """Makes docs/config.md, the reference of all config keys, from configs/base.py: each with its default and its comment.
 
 python experiments/config_reference.py
+python experiments/config_reference.py --target=/tmp/config.md
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from absl import flags
+
 from configs import base
 from polaris_jax import cli
 
-PAGE = Path(__file__).parents[1] / "docs" / "config.md"
+TARGET = flags.DEFINE_string("target", "docs/config.md", "The page to write.")
 INTRODUCTION = """# Config reference
 
 <!-- Made by experiments/config_reference.py from configs/base.py; change those. -->
@@ -39,7 +42,7 @@ its short keys are `name`, `steps`, `temperature` and `max_response_tokens`, all
 
 def main(_: list[str]) -> None:
     """Writes the page."""
-    PAGE.write_text(page(Path(base.__file__).read_text(encoding="utf-8")), encoding="utf-8")
+    Path(TARGET.value).write_text(page(Path(base.__file__).read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def page(source: str) -> str:
