@@ -2,11 +2,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
-# Compilers for TPUs and GPUs that are not there, for tests and plans. They lie apart, since JAX would complain at each
-# start that their hardware is missing, and come without the libraries that only the hardware needs.
+# Compilers for TPUs and GPUs that are not there, for tests and plans.
 COMPILERS := .venv/compilers/installed
 
-.PHONY: demo test test-slow chaos lint format house gpu-check clean
+.PHONY: demo test test-slow test-versions chaos lint format house docs gpu-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py --workdir=runs/demo
@@ -17,6 +16,10 @@ test: $(INSTALLED) $(COMPILERS)
 
 test-slow: $(INSTALLED) $(COMPILERS)
 	$(BIN)/pytest -m slow
+
+# On every Python and JAX that a user gets. Pythons that are neither on the PATH nor pyenv's: PYTHON=/path/to/python3.12
+test-versions: $(INSTALLED)
+	PYTHON="$(PYTHON)" $(BIN)/python experiments/test_versions.py $(ARGS)
 
 chaos: $(INSTALLED)
 	$(BIN)/python experiments/chaos.py --workdir=runs/chaos
@@ -33,7 +36,15 @@ format: $(INSTALLED)
 house: $(INSTALLED)
 	$(BIN)/python experiments/house.py
 
-# Without pytest and torch; with JAX's CUDA libraries where there is an NVIDIA driver. ARGS: flags of the script.
+# All pages and the API as a site in build/docs; a link to nothing or a key without a comment is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+.venv/docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
+# With JAX's CUDA libraries where there is an NVIDIA driver; torch, for ARGS=--peer, is the machine's own to install.
 gpu-check: .venv/gpu-check
 	$(BIN)/python experiments/gpu_check.py --workdir=runs/gpu-check $(ARGS)
 
@@ -49,13 +60,8 @@ clean:
 $(INSTALLED): setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test,notebooks]'
+	$(BIN)/python -m pip install --quiet -e '.[test,torch,notebooks]'
 	touch $@
 
-WANTED := from importlib.metadata import requires, version; v = version("jax"); \
-  print(*(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")), \
-  f"jax-cuda12-plugin=={v}", f"jax-cuda12-pjrt=={v}")
-
-$(COMPILERS): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/compilers $$($(BIN)/python -c '$(WANTED)')
-	touch $@
+$(COMPILERS): $(INSTALLED) experiments/install_compilers.py
+	$(BIN)/python experiments/install_compilers.py

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The defaults of all jobs."""
     c = ConfigDict()
-    c.seed = 0
+    c.seed = 0  # of weights, order of the data, and every sampled token
     c.stages = ()  # overrides, one dict a stage: dict(name=..., steps=..., temperature=...); of which keys: config.py
 
     c.model = ConfigDict()
@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
     c.model.remat = "full"  # full, attention, dots or none: what the backward pass recomputes, from most to least
 
     c.data = ConfigDict()
-    c.data.train = ""  # parquet, jsonl, directory or hub name; "arithmetic" for the demo's problems
+    c.data.train = ""  # file, directory, hub name, "arithmetic" (the demo's) or "reasoning_gym:chain_sum,..."
+    c.data.mix = ()  # several sources with weights, in place of train: (("a.parquet", 0.7), ("b.jsonl", 0.3))
+    # How every question ends, once.
     c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
     c.data.drop_above = 0.9  # at a stage's end problems with a higher accuracy are dropped; 1: none
     c.data.drop_by = "mean"  # mean: over a stage's visits, as the released script does; last: of the last visit
@@ -26,10 +28,10 @@ def get_config() -> ConfigDict:
     c.rollout = ConfigDict()
     c.rollout.prompts = 128  # per step
     c.rollout.samples = 8  # per prompt
-    c.rollout.temperature = 1.0
+    c.rollout.temperature = 1.0  # of sampling in training; the loss uses the same
     c.rollout.top_p = 1.0  # another, or a top_k, where difficulty is measured only: training is refused with it
     c.rollout.top_k = 0  # 0: off
-    c.rollout.max_response_tokens = 4096
+    c.rollout.max_response_tokens = 4096  # thoughts included; longer responses are truncated there
     c.rollout.slots = 256  # sequences decoded at once
     c.rollout.devices = 0  # the last so many sample the next batch while the others learn from this one
     c.rollout.page_size = 64  # tokens
@@ -61,59 +63,62 @@ def get_config() -> ConfigDict:
     c.algorithm.substitute = True  # groups of equal rewards are replaced by copies of mixed ones
     c.algorithm.min_mixed = 0.0  # no update at this share of mixed groups or less (released code: 1/3); 0: off
     c.algorithm.overlong_buffer = 0  # tokens before the limit over which the reward falls by 1 (DAPO); 0: off
-    c.algorithm.mask_truncated = False  # responses that were cut off at the limit are left out of the loss
+    c.algorithm.mask_truncated = False  # truncated responses are left out of the loss
 
     c.updates = ConfigDict()
     c.updates.row_lengths = (1024, 4096)  # packed rows have one of these lengths
     c.updates.rows = 0  # longest rows in a pass, rounded up to a multiple of mesh.data x mesh.fsdp; 0: as many as that
     c.updates.minibatches = 1  # optimizer updates per batch of rollouts
-    c.updates.epochs = 1
+    c.updates.epochs = 1  # passes over each batch of rollouts
     c.updates.max_skipped = 10  # updates that were not finite, in a row, before the run stops
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw, muon, lion or sgd (with momentum): optim/optimizer.py
-    c.optimizer.learning_rate = 1e-6
+    c.optimizer.learning_rate = 1e-6  # after the warm-up
     c.optimizer.schedule = "constant"  # constant, or cosine to a tenth
     c.optimizer.schedule_span = "run"  # run: one schedule over all stages; stage: it starts anew in each
-    c.optimizer.warmup_steps = 0
-    c.optimizer.betas = (0.9, 0.999)
-    c.optimizer.weight_decay = 0.01
+    c.optimizer.warmup_steps = 0  # updates over which the rate rises from 0
+    c.optimizer.betas = (0.9, 0.999)  # decay of the first and second moment
+    c.optimizer.weight_decay = 0.01  # decoupled, of matrices and vectors alike
     c.optimizer.clip_norm = 1.0  # 0: off
     c.optimizer.moments = "float32"  # how AdamW's are kept; bfloat16: half of it, int8: a quarter
 
     c.mesh = ConfigDict()
-    c.mesh.data = 1
+    c.mesh.data = 1  # copies of the parameters, each with its share of the rows
     c.mesh.fsdp = -1  # -1: all devices that are left
-    c.mesh.tensor = 1
-    c.mesh.context = 1
+    c.mesh.tensor = 1  # parts of heads and MLP, within one host
+    c.mesh.context = 1  # parts of a row, for long sequences
 
     c.reward = ConfigDict()
-    c.reward.workers = 4
-    c.reward.timeout_s = 2.0
+    c.reward.functions = (("verify", 1.0),)  # weighted sum, by name or "my_rewards.py:function": docs/own_reward.md
+    c.reward.workers = 4  # processes that judge answers, on each host
+    c.reward.timeout_s = 2.0  # of computing; an answer that takes longer is wrong
     c.reward.memory_gib = 2.0  # of address space a worker
     c.reward.require_think = "auto"  # whether only text after </think> counts: yes, no; auto: as the chat template is
 
     c.training = ConfigDict()
-    c.training.steps = 100
+    c.training.steps = 100  # of GRPO: one batch of rollouts each
     c.training.checkpoint_every = 10  # steps
     c.training.checkpoint_minutes = 30.0  # since the save before, where that comes sooner; 0: by steps alone
     c.training.keep = 2  # newest checkpoints
-    c.training.keep_every = 0  # every so many steps one is saved and never removed; 0: none
+    c.training.keep_every = 0  # every n-th step is saved and never removed; 0: none
     c.training.keep_best = ""  # the best by this metric is kept too, such as "reward"; "-loss": the lowest
     c.training.evaluate_every = 0  # steps; 0: never
     c.training.grace_s = 60.0  # after SIGTERM: by then the run has saved, or ends without
     c.training.watchdog_minutes = 60.0  # without progress, until the run ends to be started again; 0: never
-    c.training.log_samples = 2  # responses written to samples.jsonl each step
+    c.training.loggers = ("tensorboard",)  # and wandb, mlflow: loggers.py
+    c.training.profile_steps = ()  # first and last step of which WORKDIR/profile gets a trace; (): none
+    c.training.log_samples = 2  # groups kept each step for the report, and their first responses in samples.jsonl
 
     c.sft = ConfigDict()
     c.sft.data = ""  # jsonl, parquet or hub dataset with `messages`; "arithmetic" for the demo's traces
-    c.sft.steps = 1000
+    c.sft.steps = 1000  # optimizer updates
     c.sft.batch_size = 64  # conversations per optimizer update
     c.sft.shuffle = True  # False: in the data's order
     c.sft.checkpoint_every = 500  # steps
-    c.sft.learning_rate = 1e-5
-    c.sft.schedule = "cosine"
-    c.sft.warmup_steps = 50
+    c.sft.learning_rate = 1e-5  # this and the two below in place of those of optimizer
+    c.sft.schedule = "cosine"  # to a tenth; or constant
+    c.sft.warmup_steps = 50  # updates over which the rate rises from 0
 
     c.difficulty = ConfigDict()  # measured with the model to be trained and the first stage's sampling
     c.difficulty.problems = 0  # the first so many of data.train; 0: all
@@ -123,10 +128,10 @@ def get_config() -> ConfigDict:
     c.evaluation = ConfigDict()
     c.evaluation.benchmarks = ("aime24", "aime25", "amc23", "minerva", "olympiad")  # "aime24:32": 32 samples of it
     c.evaluation.samples = 4  # per problem, where the benchmark's name has no number
-    c.evaluation.temperature = 1.0
-    c.evaluation.top_p = 1.0
-    c.evaluation.top_k = 0
-    c.evaluation.max_response_tokens = 4096
+    c.evaluation.temperature = 1.0  # 0: greedy
+    c.evaluation.top_p = 1.0  # 1: off
+    c.evaluation.top_k = 0  # 0: off
+    c.evaluation.max_response_tokens = 4096  # thoughts included
     c.evaluation.yarn_factor = 1.0  # in evaluation alone, where it is more than rollout's; the recipe: 1.5
     c.evaluation.max_problems = 0  # 0: all
     return c

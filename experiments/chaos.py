@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
 
-from polaris_jax import cli
+from polaris_jax import cli, sampler
 from polaris_jax import config as configs
 from polaris_jax.errors import PREEMPTED
 from polaris_jax.evaluation import difficulty, job
@@ -67,8 +67,8 @@ SETTINGS = {
 POINTS = {  # function whose call starts the fault's clock; at most which call after a start; longest delay, seconds
     "SFT": (sft, "pack", 3, 0.3),
     "difficulty": (difficulty, "pass_rates", 1, 0.5),
-    "rollouts": (step, "sample_groups", 2, 0.4),
-    "verifying": (step, "response_text", 24, 0.05),
+    "rollouts": (step, "sample_batch", 2, 0.4),
+    "verifying": (sampler, "response_text", 24, 0.05),
     "update": (step, "pack", 2, 0.3),
     "save": (checkpoint.Checkpoints, "save", 2, 0.2),
     "metrics": (metrics.MetricsLogger, "write", 2, 0.02),
@@ -274,7 +274,7 @@ def compare(expected: dict, found: dict, *, exact: bool = True) -> list[str]:
     """Names of what is not the same to the bit.
 
     exact: False leaves out how far sampler and trainer are apart, in the last bits of which a step can differ that was
-    sampled in two parts (`training/kept.py`).
+    sampled in two parts (`rollout/store.py`).
     """
 
     def plain(value):

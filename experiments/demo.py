@@ -22,7 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from polaris_jax import cli, hf
+from polaris_jax import cli, hf, report
 from polaris_jax import config as configs
 from polaris_jax.data import arithmetic
 from polaris_jax.data.prompts import make_prompts
@@ -37,6 +37,7 @@ from polaris_jax.training.metrics import History
 CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "The config; --config.KEY=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything goes.")
 GREEDY_ANSWERS = 4  # compared with transformers' generate
+WATCHED, WATCH_EVERY = 64, 5  # held-out problems whose accuracy the live view shows, every n-th step of GRPO
 EXAMPLES = 3  # problems shown with the answer before and after
 
 # What every seed and processor must reach; docs/demo.md has the runs.
@@ -74,7 +75,8 @@ def main(_: list[str]) -> int:
 
     sft_history = timed("SFT", sft.run, config, workdir / "sft")
     before = evaluated("sft", "evaluation after SFT")
-    rl_config = configs.override(config, {"model.path": str(workdir / "sft")})
+    handful = {"training.evaluate_every": WATCH_EVERY, "evaluation.max_problems": WATCHED, "evaluation.samples": 1}
+    rl_config = configs.override(config, {"model.path": str(workdir / "sft")} | handful)
     history = timed("GRPO", loop.run, rl_config, workdir / "rl")
     after = evaluated("rl", "evaluation after GRPO")
     matches = timed("export", export_and_compare, config, workdir / "rl", workdir / "hf")
@@ -90,6 +92,7 @@ def main(_: list[str]) -> int:
     summary |= {"seconds": time.perf_counter() - began, "seconds_by_phase": seconds}
     faults = shortfalls(summary)
     (workdir / "summary.json").write_text(json.dumps(summary | {"shortfalls": faults}, indent=2), encoding="utf-8")
+    console.print(f"report       {report.write([workdir])}", soft_wrap=True)
     console.print(f"picture      {workdir}/training.png\nsummary      {workdir}/summary.json")
     console.print(f"checkpoints  {workdir}/sft, {workdir}/rl\nexport       {workdir}/hf")
     console.print(f"{summary['seconds']:.0f} s in all, on {device}")
@@ -153,7 +156,7 @@ def accuracy_table(before: Evaluation, after: Evaluation) -> Table:
     """How good and how long the answers are."""
     score = after.scores["arithmetic"]
     title = f"{score['problems']} held-out problems, {score['samples']} samples each"
-    table = Table("", "accuracy", "95% interval", "mean length", "cut off", title=title)
+    table = Table("", "accuracy", "95% interval", "mean length", "truncated", title=title)
     for model, result in (("after SFT", before), ("after GRPO", after)):
         score = result.scores["arithmetic"]
         accuracy, length = score[f"avg@{score['samples']}"], score["length"]["mean"]

@@ -25,7 +25,10 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 MODEL = flags.DEFINE_string("model", None, "The model, in place of config.model's path and tokenizer.")
 BENCHMARKS = flags.DEFINE_list(
-    "benchmarks", None, "aime24, aime25, amc23, minerva, olympiad, arithmetic, or datasets; aime24:32 takes 32 samples."
+    "benchmarks",
+    None,
+    "aime24, aime25, amc23, minerva, olympiad, arithmetic; from the hub hmmt25, aime26, math500, gsm8k; datasets; "
+    "reasoning_gym:NAME. aime24:32 takes 32 samples.",
 )
 SAMPLES = flags.DEFINE_integer("samples", None, "Responses to each problem.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for responses and scores.", required=True)
@@ -38,16 +41,24 @@ def main(_: list[str]) -> None:
     if sum(flag is not None for flag in (MODEL.value, RESPONSES.value, COMPARE.value)) > 1:
         raise UserError("give one of --model, --responses and --compare")
     print("loading", flush=True)
+    import jax
+
     from polaris_jax import config as configs
+    from polaris_jax import report as html
     from polaris_jax.data.rows import summary
     from polaris_jax.evaluation import job, report
+    from polaris_jax.plan.evaluation import fit
+    from polaris_jax.plan.here import memory_line
+    from polaris_jax.rollout import platforms
+    from polaris_jax.sharding.multihost import is_writer
 
     console, output = Console(), Path(OUTPUT.value)
     if COMPARE.value:
         frame = report.compare(report.load_runs(COMPARE.value))
         report.save_comparison(frame, output)
         console.print(report.comparison_table(frame))
-        console.print(f"comparison.png and comparison.json: {output}", soft_wrap=True)
+        html.write([path if path.is_dir() else path.parent for path in map(Path, COMPARE.value)], output / html.NAME)
+        console.print(f"comparison.png, comparison.json and report.html: {output}", soft_wrap=True)
         return
     if RESPONSES.value:
         result, skipped = job.judge_file(RESPONSES.value, CONFIG.value, output)
@@ -56,12 +67,19 @@ def main(_: list[str]) -> None:
         title = RESPONSES.value
     else:
         config = configs.override(CONFIG.value, overrides())
+        fitted = fit(config, platforms.memory(jax.local_devices()[0]), jax.device_count())
+        if fitted.mesh != config.mesh:
+            console.print(f"tensor parallel over {fitted.mesh.tensor} of {jax.device_count()} devices, by their memory")
+        config = fitted
+        print(memory_line(config, "evaluation"), flush=True)
         result = job.run(config, output)
         title = config.model.path or config.model.preset
     console.print(report.table(result.scores, title))
     for line in report.explained(result.scores):
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"scores.json and responses.parquet: {output}", soft_wrap=True)
+    if is_writer():
+        html.write([output])
+    console.print(f"scores.json, responses.parquet and report.html: {output}", soft_wrap=True)
 
 
 def overrides() -> dict[str, object]:

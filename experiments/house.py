@@ -1,7 +1,7 @@
 """Counts what keeps the code readable: python experiments/house.py [--root=DIR]
 
-Arrows that run back up between the rooms, files from the config to the gradient, the widest functions, lines, words of
-one platform on the main path, and classes that share a name. DIR: a checkout; this one by default.
+Arrows that run back up between the modules, files from the config to the gradient, the widest functions, lines, words
+of one platform on the main path, and classes that share a name. DIR: a checkout; this one by default.
 """
 
 import ast
@@ -16,13 +16,13 @@ from rich.table import Table
 
 ROOT = flags.DEFINE_string("root", str(Path(__file__).resolve().parents[1]), "The checkout to count.")
 
-# The rooms from the ground up; imports run downwards, or stay within a line.
+# The modules from the ground up; imports run downwards, or stay within a line.
 FLOORS = (
     ("errors", "types", "host_memory", "compilations"),
     ("ops",),
     ("models",),
     ("sharding",),
-    ("files", "checksums", "supervision", "preemption"),
+    ("files", "checksums", "supervision", "preemption", "loggers"),
     ("mathematics", "optim"),
     ("rewards", "rl", "rollout"),
     ("data", "hf"),
@@ -30,10 +30,10 @@ FLOORS = (
     ("runs", "sampler"),
     ("evaluation",),
     ("training",),
-    ("sweep", "plan", "gpu_check", "cli"),
+    ("sweep", "plan", "gpu_check", "report", "cli", "__main__"),
 )
-APART = ({"rl", "rollout"},)  # rooms of a line that do not know each other
-# What one platform wants otherwise lies in the rooms of kernels and planning, and in files that say so.
+APART = ({"rl", "rollout"},)  # modules of a line that do not know each other
+# What one platform wants otherwise lies in the modules of kernels and planning, and in files that say so.
 EDGE = re.compile(r"(^|/)(ops|plan|gpu_check)/|(^|/)(cpu|platforms?|host_memory|multihost)\.py$")
 PLATFORM_WORDS = re.compile(r"\bcpus?\b|\broomy\b|\bin_pieces\b|\bmalloc\b", re.IGNORECASE)
 STORY = ("training/loop.py", "training/step.py", "training/update.py", "rl/update.py", "rl/gradients.py")
@@ -45,7 +45,14 @@ def main(_: list[str]) -> None:
     sources = {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     trees = {name: ast.parse(text) for name, text in sources.items()}
     imports = {name: set(imported(tree, sources)) for name, tree in trees.items()}
-    upwards = sorted({(room(a), room(b)) for a, found in imports.items() for b in found if runs_up(room(a), room(b))})
+    upwards = sorted(
+        {
+            (module_of(a), module_of(b))
+            for a, found in imports.items()
+            for b in found
+            if runs_up(module_of(a), module_of(b))
+        }
+    )
     classes = Counter(n.name for t in trees.values() for n in ast.walk(t) if isinstance(n, ast.ClassDef))
     words = [f"{name}:{number}" for name, text in sources.items() if not EDGE.search(name)
              for number, line in enumerate(text.splitlines(), 1) if PLATFORM_WORDS.search(line)]  # fmt: skip
@@ -76,13 +83,13 @@ def imported(tree: ast.Module, sources: dict[str, str]) -> Iterator[str]:
                     yield f"{stem}.py"
 
 
-def room(name: str) -> str:
-    """The room of a file: its directory, or its own name at the top."""
+def module_of(name: str) -> str:
+    """The module of a file: its directory, or its own name at the top."""
     return name.split("/")[0].removesuffix(".py")
 
 
 def runs_up(importer: str, found: str) -> bool:
-    """Whether an import goes to a higher floor, or between two rooms that do not know each other."""
+    """Whether an import goes to a higher floor, or between two modules that do not know each other."""
     if "__init__" in importer or importer == found:
         return False
     floors = {name: number for number, floor in enumerate(FLOORS) for name in floor}
@@ -91,10 +98,10 @@ def runs_up(importer: str, found: str) -> bool:
 
 def to_the_gradient(imports: dict[str, set[str]], sources: dict[str, str]) -> list[str]:
     """The files on any way of imports from the loop to the file that takes the gradient of the loss."""
-    (end,) = (name for name, text in sources.items() if "jax.grad(" in text and room(name) in ("training", "rl"))
+    (end,) = (name for name, text in sources.items() if "jax.grad(" in text and module_of(name) in ("training", "rl"))
 
     def ahead(name: str) -> list[str]:
-        return sorted(found for found in imports[name] if room(found) in ("training", "rl"))
+        return sorted(found for found in imports[name] if module_of(found) in ("training", "rl"))
 
     def reach(name: str, seen: frozenset[str] = frozenset()) -> bool:
         return name == end or any(reach(found, seen | {name}) for found in ahead(name) if found not in seen)

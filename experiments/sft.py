@@ -18,11 +18,17 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_: list[str]) -> None:
     """Trains, and says where things are."""
     print("loading", flush=True)
+    from polaris_jax import report
+    from polaris_jax.plan.here import memory_line
+    from polaris_jax.sharding.multihost import is_writer
     from polaris_jax.training import sft
 
+    print(memory_line(CONFIG.value, "SFT"), flush=True)
     history = sft.run(CONFIG.value, WORKDIR.value, allow_changed=tuple(CHANGED.value))
-    history.plot(("loss", "entropy")).savefig(f"{WORKDIR.value}/training.png", dpi=120)
-    print(f"metrics, checkpoints and training.png: {history.workdir}")
+    if is_writer():
+        history.plot(("loss", "entropy")).savefig(f"{WORKDIR.value}/training.png", dpi=120)
+        report.write([WORKDIR.value])
+    print(f"metrics, checkpoints, training.png and report.html: {history.workdir}")
 
 
 if __name__ == "__main__":

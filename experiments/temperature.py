@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
     found = probe.run(config, OUTPUT.value, temperatures)
     console.print(probe.table(found, config.model.path or config.model.preset))
     for name, (first, last) in found.zones._asdict().items():
-        console.print(f"{name:<12} {f'{first:g} to {last:g}' if first < last else 'none'}")
+        console.print(f"{name:<12} {f'{first:g} to {last:g}' if first < last else 'not in this grid'}")
     console.print(f"temperature.png and probe.json: {OUTPUT.value}", soft_wrap=True)
 
 

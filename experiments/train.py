@@ -18,13 +18,17 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_: list[str]) -> None:
     """Trains, and says where things are."""
     print("loading", flush=True)
+    from polaris_jax import report
+    from polaris_jax.plan.here import memory_line
     from polaris_jax.sharding.multihost import is_writer
     from polaris_jax.training import loop
 
+    print(memory_line(CONFIG.value, "GRPO"), flush=True)
     history = loop.run(CONFIG.value, WORKDIR.value, allow_changed=tuple(CHANGED.value))
     if is_writer():
         history.plot().savefig(f"{WORKDIR.value}/training.png", dpi=120)
-    print(f"metrics, samples, checkpoints and training.png: {history.workdir}")
+        report.write([WORKDIR.value])
+    print(f"metrics, samples, checkpoints, training.png and report.html: {history.workdir}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ export JAX_LOCAL_DEVICE_IDS
 srun @COMMAND@
 code=$?
 
-# 0: done; 1 to 3: another start would end like this one. All others (pre-empted, stuck, a node lost): it goes on.
+# 0: done; 1 to 3: another start would end like this one. All others (pre-empted, stuck, a node lost): it resumes.
 if [ "$code" -gt 3 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @RESTARTS@ ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -1,6 +1,6 @@
 #!/bin/bash
 # A TPU slice of @HOSTS@ hosts as Cloud TPU VMs, one process a host:  bash THIS_FILE
-# Keep it running (tmux). Run again after the slice was taken away, it makes a new one, and the run goes on.
+# Keep it running (tmux). Run again after the slice was taken away, it makes a new one, and the run resumes.
 set -euo pipefail
 tpu() { gcloud compute tpus tpu-vm "$@" --zone=@ZONE@; }
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from polaris_jax.errors import UserError, redact
+from polaris_jax.loggers import LOGGERS
 from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.optim.moments import MOMENTS
 from polaris_jax.optim.optimizer import KEEPS_MOMENTS, OPTIMIZERS, SCHEDULES
@@ -36,7 +37,7 @@ STAGE_KEYS = {
 PER_STAGE = (
     "rollout", "search", "algorithm", "updates", "mesh", "evaluation",
     "model.remat",
-    "data.train", "data.drop_above", "data.drop_by", "data.max_prompt_tokens",
+    "data.train", "data.mix", "data.drop_above", "data.drop_by", "data.max_prompt_tokens",
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps",
     "optimizer.betas", "optimizer.weight_decay", "optimizer.clip_norm",
     "training.steps", "training.checkpoint_every", "training.checkpoint_minutes",
@@ -62,13 +63,15 @@ _POSITIVE: Constraint = ("more than 0", lambda value: value > 0)
 _TOP_P: Constraint = ("more than 0 and at most 1", lambda value: 0 < value <= 1)
 _AXIS: Constraint = ("at least 1, or -1 for all devices that are left", lambda value: value == -1 or value >= 1)
 
-# What a value must be beyond its type. Every number is from 0 to LARGEST besides.
+# What a value must be beyond its type. Every number is from 0, or of these keys from this, to LARGEST besides.
+LEAST = {**{f"mesh.{axis}": -1 for axis in AXES}, "reward.functions": -LARGEST}
 CONSTRAINTS: dict[str, Constraint] = {
     "stages": ("dicts of overrides", lambda value: all(isinstance(stage, Mapping) for stage in value)),
     "model.dtype": _one_of(DTYPES),
     "model.remat": _one_of(REMAT_POLICIES),
     "data.max_prompt_tokens": _AT_LEAST_ONE,
     "data.drop_by": _one_of(("mean", "last")),
+    "data.mix": ("pairs (source, weight over 0), no source twice", lambda value: _is_mix(value)),
     **{f"rollout.{key}": _AT_LEAST_ONE for key in ("prompts", "samples", "max_response_tokens", "slots")},
     **{f"rollout.{key}": _AT_LEAST_ONE for key in ("tokens_per_call", "yarn_factor")},
     **{f"rollout.{key}": _POSITIVE for key in ("temperature", "yarn_attention_factor")},
@@ -93,11 +96,14 @@ CONSTRAINTS: dict[str, Constraint] = {
     "optimizer.moments": _one_of(MOMENTS),
     "optimizer.betas": _tuple_of("two numbers below 1", float, lambda v: len(v) == 2 and 0 <= min(v) <= max(v) < 1),
     **{f"mesh.{axis}": _AXIS for axis in AXES},
+    "reward.functions": ("pairs (function, weight)", lambda value: value and all(map(_is_weighted, value))),
     "reward.workers": _AT_LEAST_ONE,
     "reward.require_think": _one_of(("auto", "yes", "no")),
     "reward.timeout_s": _POSITIVE,
     "reward.memory_gib": ("at least 0.0625, for Python itself", lambda value: value * 2**30 >= MIN_MEMORY_BYTES),
     **{f"training.{key}": _AT_LEAST_ONE for key in ("steps", "checkpoint_every", "keep")},
+    "training.loggers": _tuple_of(f"some of {', '.join(LOGGERS)}", str, lambda value: set(value) <= LOGGERS.keys()),
+    "training.profile_steps": _tuple_of("first and last step, or none", int, lambda v: not v or _is_span(v)),
     **{f"sft.{key}": _AT_LEAST_ONE for key in ("steps", "batch_size", "checkpoint_every")},
     "sft.schedule": _one_of(SCHEDULES),
     "difficulty.samples": _AT_LEAST_ONE,
@@ -206,7 +212,7 @@ def _check_value(key: str, value: Any, known: Mapping[str, Any]) -> None:
     if not _same_type(value, known[key]):
         expected = type(known[key]).__name__
         raise UserError(f"config.{key}: expected {expected}, found {type(value).__name__} {value!r}")
-    least = -1 if key.startswith("mesh.") else 0
+    least = LEAST.get(key, 0)
     words = "whole characters other than NUL" if isinstance(value, str) else f"numbers from {least} to {LARGEST}"
     sound = words, partial(_is_sound, least=least)
     for words, fits in (CONSTRAINTS.get(key, sound), sound):
@@ -226,6 +232,21 @@ def _is_band(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
     return all(_same_type(part, 0.0) for part in value) and 0 <= value[0] <= value[1]
+
+
+def _is_span(value: tuple[int, ...] | list[int]) -> bool:
+    return len(value) == 2 and 1 <= value[0] <= value[1]
+
+
+def _is_weighted(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return isinstance(value[0], str) and bool(value[0]) and _same_type(value[1], 0.0)
+
+
+def _is_mix(value: Any) -> bool:
+    weighted = all(_is_weighted(part) and part[1] > 0 for part in value)
+    return weighted and len({source for source, _ in value}) == len(value)
 
 
 def within(key: str, sections: Iterable[str]) -> bool:

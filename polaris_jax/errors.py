@@ -9,6 +9,8 @@ PREEMPTED = 75  # SIGTERM: the state is saved; start again
 STUCK = 76  # the watchdog: nothing had moved for too long; start again
 LOST = 77  # another process of the run died or fell silent; start all again
 
+SECRET_VARIABLES = ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+
 # Tokens of the hub, passwords in URLs, and what a URL's query calls a secret.
 _SECRETS = re.compile(
     r"()\bhf_[A-Za-z0-9]{20,}|(://)[^/@\s]+(?=@)|([?&](?:access_token|token|api_key|key|password)=)[^&\s]+"
@@ -30,7 +32,8 @@ class NonFiniteUpdates(RuntimeError):
 
 
 def redact(text: str) -> str:
-    """The text without hub tokens, passwords in URLs, and the value of HF_TOKEN."""
-    if len(token := os.environ.get("HF_TOKEN", "")) >= 8:
-        text = text.replace(token, "***")
+    """The text without hub tokens, passwords in URLs, and the values of the environment's `SECRET_VARIABLES`."""
+    for name in SECRET_VARIABLES:
+        if len(secret := os.environ.get(name, "")) >= 8:
+            text = text.replace(secret, "***")
     return _SECRETS.sub(lambda match: f"{match[match.lastindex]}***", text)

@@ -100,36 +100,41 @@ def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
 # Checksums: how damage on the disk is found before anything is read from a directory.
 
 
-def write_checksums(directory: Path) -> int:
-    """Writes DIRECTORY/checksums.json over all files below its subdirectories, and returns their bytes together.
+def write_checksums(directory: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> int:
+    """Writes DIRECTORY/checksums.json over all files below its subdirectories, and returns the bytes of those hashed.
 
-    Files beside it in `directory` itself are left out: Orbax still changes its own there when it commits a checkpoint.
+    known: entries of files that need not be hashed again. Files beside it in `directory` itself are left out: Orbax
+    still changes its own there when it commits a checkpoint.
     """
+    rows = dict(known or {})
     names = [str(path.relative_to(directory)) for path in sorted(directory.glob("*/**/*")) if path.is_file()]
+    names = [name for name in names if name not in rows]
     sizes = [(directory / name).stat().st_size for name in names]
     digests = _digests(directory / name for name in names)
-    rows = {name: {"bytes": size, "sha256": digest} for name, size, digest in zip(names, sizes, digests, strict=True)}
+    rows |= {name: {"bytes": size, "sha256": digest} for name, size, digest in zip(names, sizes, digests, strict=True)}
     write_json(directory / CHECKSUMS, rows)
     return sum(sizes)
 
 
-def damage(directory: Path) -> str | None:
-    """What is wrong with the first file that is not as `write_checksums` found it, or None where all are."""
+def damage(directory: Path) -> dict[str, str]:
+    """What is wrong, in words, with each file that is not as `write_checksums` found it, by its name."""
     try:
         rows = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
-        expected = {directory / name: (int(row["bytes"]), row["sha256"]) for name, row in rows.items()}
+        expected = {name: (int(row["bytes"]), row["sha256"]) for name, row in rows.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return f"{CHECKSUMS} is missing or broken"
-    for path, (size, _) in expected.items():
-        name = path.relative_to(directory)
+        return {CHECKSUMS: f"{CHECKSUMS} is missing or broken"}
+    found = {}
+    for name, (size, _) in expected.items():
+        path = directory / name
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, expected {size}"
-    for (path, (_, wanted)), found in zip(expected.items(), _digests(expected), strict=True):
-        if found != wanted:
-            return f"{path.relative_to(directory)} has another checksum than when it was written"
-    return None
+            found[name] = f"{name} is missing"
+        elif path.stat().st_size != size:
+            found[name] = f"{name} has {path.stat().st_size} bytes, expected {size}"
+    rest = [name for name in expected if name not in found]
+    for name, digest in zip(rest, _digests(directory / name for name in rest), strict=True):
+        if digest != expected[name][1]:
+            found[name] = f"{name} has another checksum than when it was written"
+    return found
 
 
 def _digests(paths: Iterable[Path]) -> list[str | None]:

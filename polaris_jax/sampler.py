@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax.config import override
-from polaris_jax.rewards import Reason, Verdict, VerifierPool
+from polaris_jax.rewards import Verdict, VerifierPool
+from polaris_jax.rewards.functions import RewardFunction
 from polaris_jax.rewards.kept import KeptVerdicts
+from polaris_jax.rewards.verdict import from_json
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.rollout.codec import rollouts_of_others
 from polaris_jax.rollout.store import stored
@@ -24,11 +27,16 @@ from polaris_jax.types import Problem, Prompt, Rollout
 
 
 class Sampler(NamedTuple):
-    """What samples and judges. engine: with the model and its mesh. verifier: worker processes that check answers."""
+    """What samples and judges.
+
+    engine: with the model and its mesh. verifier: worker processes that check answers. functions: rewards beside the
+    verdict that these compute of each response; only training has some.
+    """
 
     engine: RolloutEngine
     tokenizer: PreTrainedTokenizerBase
     verifier: VerifierPool
+    functions: tuple[RewardFunction, ...] = ()
 
 
 class Scored(NamedTuple):
@@ -123,11 +131,16 @@ def _judged(
     A verdict is kept before it is given out, so that whoever saw one sees no other after a restart.
     """
     waiting: deque[tuple[Problem, Rollout, str, Future[Verdict]]] = deque()
+    functions = [f"{function.name} {function.sha256}" for function in sampler.functions]
 
-    def submitted(text: str, answers: Sequence[str]) -> Future[Verdict]:
-        verdict = kept.find(text, answers)
+    def judged_by(problem: Problem) -> list[str]:
+        return [*problem.answers, problem.kind, problem.metadata, *functions]
+
+    def submitted(text: str, problem: Problem) -> Future[Verdict]:
+        verdict = kept.find(text, judged_by(problem))
         if verdict is None:
-            return sampler.verifier.submit(text, answers)
+            scored_too = (sampler.functions,) if functions else ()
+            return sampler.verifier.submit(text, problem, *scored_too)
         known_already: Future[Verdict] = Future()
         known_already.set_result(verdict)
         return known_already
@@ -135,13 +148,13 @@ def _judged(
     def known(wait: bool) -> Iterator[Scored]:
         while waiting and (wait or waiting[0][-1].done()):
             problem, rollout, text, verdict = waiting.popleft()
-            kept.keep(text, problem.answers, verdict.result())
+            kept.keep(text, judged_by(problem), verdict.result())
             yield Scored(problem, rollout, text, verdict.result())
 
     for rollout in rollouts:
         text = response_text(rollout, sampler.tokenizer)
         for problem in problems[rollout.problem_id]:
-            waiting.append((problem, rollout, text, submitted(text, problem.answers)))
+            waiting.append((problem, rollout, text, submitted(text, problem)))
         yield from known(wait=False)
     yield from known(wait=True)
 
@@ -150,9 +163,9 @@ def _of_others(
     share: Sequence[Scored], problems: Mapping[str, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Scored]:
     """The judged responses of the other processes, in the order of the processes; all call it with their own."""
-    verdicts = [[s.problem.source, s.problem.id, s.rollout.sample, s.verdict.correct, s.verdict.reason] for s in share]
+    verdicts = [[s.problem.source, s.problem.id, s.rollout.sample, asdict(s.verdict)] for s in share]
     gathered = chain.from_iterable(multihost.gather(verdicts))
-    judged = {tuple(address): Verdict(correct, Reason(reason)) for *address, correct, reason in gathered}
+    judged = {tuple(address): from_json(verdict) for *address, verdict in gathered}
     own = {(s.rollout.problem_id, s.rollout.sample): s.rollout for s in share}
     for rollout in rollouts_of_others(list(own.values())):
         text = response_text(rollout, tokenizer)

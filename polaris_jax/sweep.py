@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
+from scipy.stats import t as student_t
 
 from polaris_jax import config as configs
 from polaris_jax.files import staged
 from polaris_jax.runs.compilation import enable_compilation_cache
 from polaris_jax.training import loop
+from polaris_jax.training.pictures import describe
 
 
 def sweep(
@@ -88,21 +90,44 @@ def curves(
     smooth: int = 1,
 ) -> Figure:
     """One panel a metric over the steps: for each value of the swept keys `by` the mean over seeds, in a band from the
-    lowest seed to the highest. Values of other swept keys are taken together. smooth: steps of a running mean."""
+    lowest seed to the highest. Values of other swept keys are taken together. smooth: steps of a running mean.
+
+    The legends have the numbers at the end (`outcomes`): the mean over runs, and the gain over the first value.
+    """
     by = [by] if isinstance(by, str) else list(by)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.4), squeeze=False, layout="constrained")
-    plt.close(figure)
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    figure = Figure(figsize=(5 * len(metrics), 4.2), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        ends = outcomes(frame, by, metric, smooth)
         for value, rows in frame.groupby(by, sort=False):
             by_run = rows.pivot(index="step", columns="run", values=metric).rolling(smooth, min_periods=1).mean()
             label = ", ".join(f"{key.rpartition('.')[-1]} {part}" for key, part in zip(by, value, strict=True))
-            (line,) = axis.plot(by_run.index, by_run.mean(axis=1), label=label)
+            (line,) = axis.plot(by_run.index, by_run.mean(axis=1), label=f"{label}: {ends[value]}")
             band = by_run.min(axis=1), by_run.max(axis=1)
             axis.fill_between(by_run.index, *band, color=line.get_color(), alpha=0.2, linewidth=0)
-        axis.set(xlabel="step", title=metric.replace("_", " "))
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend()
+        describe(axis, metric)
+        of = f", mean of {smooth} steps" if smooth > 1 else ""
+        axis.legend(title=f"at the end{of}", loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=8)
     return figure
+
+
+def outcomes(frame: pd.DataFrame, by: Sequence[str], metric: str, smooth: int = 1) -> dict[tuple[Any, ...], str]:
+    """For each value of the swept keys `by` a metric over the last `smooth` steps, in words: the mean over the runs,
+    and the gain over the first value with its 95% interval.
+
+    The gain is over pairs of runs that differ in `by` alone, such as those of one seed, so that what a seed does to
+    both does not blur it; Student's t over the pairs. One pair has no interval: "?".
+    """
+    keys = [key for key in frame.columns[: list(frame.columns).index("run")] if key not in by]
+    last = frame[frame.step > frame.step.max() - smooth].groupby([*by, *keys], sort=False)[metric].mean()
+    values = dict.fromkeys(value[: len(by)] for value in last.index)
+    ends = {value: last[[name[: len(by)] == value for name in last.index]].droplevel(list(by)) for value in values}
+    first, words = next(iter(ends.values())), {}
+    for value, end in ends.items():
+        words[value] = f"{end.mean():.3g}"
+        if end is not first and len(gains := (end - first).dropna()):
+            half = student_t.ppf(0.975, len(gains) - 1) * gains.sem() if len(gains) > 1 else float("nan")
+            words[value] += f", {gains.mean():+.2g} ± {'?' if np.isnan(half) else f'{round(half, 12):.2g}'}"
+    return words
 
 
 def shares_of_cores(processes: int) -> list[set[int]]:

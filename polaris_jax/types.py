@@ -1,11 +1,12 @@
-"""The records that travel between the rooms: plain Python and numpy; only `PackedBatch` goes to devices."""
+"""The records that travel between the modules: plain Python and numpy; only `PackedBatch` goes to devices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:  # the workers that judge responses have problems too, but no use for numpy
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Problem:
     answers: one or more ground truths, each of which is right.
     source: the dataset it came from.
     accuracy: share of correct rollouts when last measured, in [0, 1], or None.
+    kind: how an answer is judged, one of `rewards.kinds.KINDS`: "math", "choice", "exact" or "reasoning_gym".
+    metadata: what the scorer of such a kind needs beside the answers, as JSON; "" where it needs nothing.
     """
 
     id: str
@@ -24,6 +27,8 @@ class Problem:
     answers: tuple[str, ...]
     source: str = ""
     accuracy: float | None = None
+    kind: str = "math"
+    metadata: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,20 +63,33 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """All rollouts of one visit to one problem. rewards: float32 [samples], `rewards[i]` belongs to `rollouts[i]`."""
+    """All rollouts of one visit to one problem.
+
+    rewards: float32 [samples], what advantages are made of: the weighted sum of `config.reward.functions`.
+    correct: bool [samples], whether the answer is right: what pass rates, the curriculum, the rescue and "mixed" go by.
+    Both belong to the rollouts in their order.
+    """
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
     rewards: np.ndarray
+    correct: np.ndarray
 
     @property
     def accuracy(self) -> float:
-        """Share of rollouts with reward 1."""
-        return float(np.mean(self.rewards == 1.0))
+        """Share of rollouts that are right."""
+        return float(self.correct.mean())
 
     def replace(self, **changes: Any) -> Group:
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+
+class Solution(NamedTuple):
+    """A right response that is kept for a rescue, and the reward that it earned when it was sampled."""
+
+    rollout: Rollout
+    reward: float
 
 
 class PackedBatch(NamedTuple):

@@ -30,6 +30,17 @@ def compilation_cache(tmp_path_factory, worker_id):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+ACCELERATOR = ("ops", "rollout", "gpu_check", "plan/test_ahead.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of what accelerators run: kernels, compiling ahead of time, the engine."""
+    rooms = [Path(__file__).parent / room for room in ACCELERATOR]
+    for item in items:
+        if any(item.path.is_relative_to(room) for room in rooms):
+            item.add_marker("accelerator")
+
+
 SMALLER = {
     "rollout.prompts": 4,
     "rollout.samples": 4,

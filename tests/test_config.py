@@ -41,6 +41,8 @@ def test_a_misspelt_key_in_a_config_file_or_a_stage_is_refused():
         ("rollout.prompts", 0, "expected at least 1, found 0"),
         ("rollout.temperature", -0.5, "expected more than 0, found -0.5"),
         ("algorithm.min_mixed", 1.5, "expected a share below 1, found 1.5"),
+        ("training.profile_steps", (3, 2), r"expected first and last step, or none, found \(3, 2\)"),
+        ("training.profile_steps", (4,), r"expected first and last step, or none, found \(4,\)"),
         ("difficulty.keep", (0.0, 0.9), r"expected pairs \(lowest, highest accuracy\), found \(0.0, 0.9\)"),
         ("difficulty.keep", ((0.9, 0.1),), r"expected pairs \(lowest, highest accuracy\), found \(\(0.9, 0.1\),\)"),
     ],

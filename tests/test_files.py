@@ -82,19 +82,19 @@ def test_any_changed_byte_is_found_and_named(tmp_path_factory, written, data):
     for name, content in written.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
-    assert files.damage(directory) == "checksums.json is missing or broken"
+    assert files.damage(directory) == {files.CHECKSUMS: "checksums.json is missing or broken"}
     assert files.write_checksums(directory) == sum(map(len, written.values()))
-    assert files.damage(directory) is None
+    assert files.damage(directory) == {}
     name = data.draw(st.sampled_from(sorted(written)))
     place = data.draw(st.integers(0, len(written[name]) - 1))
     content = bytearray(written[name])
     content[place] ^= data.draw(st.integers(1, 255))
     (directory / name).write_bytes(content)
-    assert files.damage(directory).startswith(f"{name} has another checksum")
+    assert files.damage(directory) == {name: f"{name} has another checksum than when it was written"}
     (directory / name).write_bytes(written[name][:place])
-    assert files.damage(directory) == f"{name} has {place} bytes, expected {len(content)}"
+    assert files.damage(directory) == {name: f"{name} has {place} bytes, expected {len(content)}"}
     (directory / name).unlink()
-    assert files.damage(directory) == f"{name} is missing"
+    assert files.damage(directory) == {name: f"{name} is missing"}
 
 
 def test_lines_up_to_a_step_stay_whatever_follows_them(tmp_path):

@@ -68,13 +68,27 @@ def test_curves_show_the_mean_in_the_band_of_the_seeds(trained, tiny_config, tmp
     frame = sweep.sweep(tiny_config(), VALUES, seeds=3, workdir=tmp_path)
     figure = sweep.curves(frame, "algorithm.clip", ["reward"])
     lines = figure.axes[0].lines
-    assert [line.get_label() for line in lines] == ["clip (0.2, 0.2)", "clip (0.2, 0.28)"]
+    assert [line.get_label() for line in lines] == ["clip (0.2, 0.2): 2.4", "clip (0.2, 0.28): 2.56, +0.16 ± 0"]
     assert lines[1].get_ydata().tolist() == pytest.approx([1.28, 2.56])  # of seeds 0, 1 and 2
     (low, high) = figure.axes[0].collections[1].get_datalim(figure.axes[0].transData).get_points()[:, 1]
     assert (low, high) == pytest.approx((0.28, 2 * 2.28))
     figure = sweep.curves(frame, ["algorithm.clip", "rollout.temperature"], ["reward"], smooth=2)
-    assert figure.axes[0].lines[0].get_label() == "clip (0.2, 0.2), temperature 0.7"
+    assert figure.axes[0].lines[0].get_label() == "clip (0.2, 0.2), temperature 0.7: 1.8"
     assert figure.axes[0].lines[0].get_ydata().tolist() == pytest.approx([1.2, 1.8])
+
+
+def test_a_gain_is_over_runs_of_the_same_seed():
+    """By hand: differences 0.1, 0.2 and 0.3, so 0.2 with t(0.975, 2) = 4.303 times 0.1 / sqrt(3)."""
+    ends = {("a", 0): 0.1, ("a", 1): 0.5, ("a", 2): 0.9, ("b", 0): 0.2, ("b", 1): 0.7, ("b", 2): 1.2}
+    rows = [
+        {"x": x, "seed": seed, "run": f"{x}{seed}", "step": step, "reward": end if step == 2 else 0.0}
+        for (x, seed), end in ends.items()
+        for step in (1, 2)
+    ]
+    assert sweep.outcomes(pd.DataFrame(rows), ["x"], "reward") == {("a",): "0.5", ("b",): "0.7, +0.2 ± 0.25"}
+    assert sweep.outcomes(pd.DataFrame(rows), ["x"], "reward", 2) == {("a",): "0.25", ("b",): "0.35, +0.1 ± 0.12"}
+    alone = pd.DataFrame([row for row in rows if row["seed"] == 0])
+    assert sweep.outcomes(alone, ["x"], "reward")["b",] == "0.2, +0.1 ± ?"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 200])

@@ -45,7 +45,7 @@ def ours(limits: np.ndarray, slots: int) -> tuple[float, dict[str, float]]:
     """Median useful tokens/s, and the metrics of the last run."""
     config = get_config().rollout
     config.update(slots=slots, max_response_tokens=int(limits.max()))
-    mesh = make_mesh()
+    mesh = make_mesh({"data": -1})  # a replica on each device
     engine, params = RolloutEngine(MODEL, mesh, config), sharded_params(MODEL, mesh, 0)
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, 4096, (len(limits), PROMPT)).astype(np.int32)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from polaris_jax.files import staged, write_whole
 from polaris_jax.types import Problem
 
+_SHADES = ("#a8c6e0", "#1f5f99")  # of the histogram of all, and of what is kept
 RELEASED_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 
 
@@ -50,7 +51,7 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], *, split: str =
         {
             "data_source": problem.source,
             "prompt": [{"role": "user", "content": problem.question}],
-            "ability": "math",
+            "ability": problem.kind,
             "reward_model": {
                 "ground_truth": list(problem.answers) if lists else problem.answers[0],
                 "style": "rule",
@@ -59,6 +60,8 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], *, split: str =
                 "index": index,
                 "split": split,
                 "id": problem.id,
+                "kind": problem.kind,
+                "metadata": problem.metadata,
                 "difficulty": None if problem.accuracy is None else difficulty(problem.accuracy, rollouts),
             },
         }
@@ -84,16 +87,21 @@ def histogram(accuracies: Sequence[float], rollouts: int = 8) -> np.ndarray:
 
 
 def difficulty_picture(accuracies: dict[str, Sequence[float]], *, rollouts: int = 8) -> Figure:
-    """One histogram for each named list, side by side on one scale: from solved never to solved always."""
-    counts = {name: histogram(values, rollouts) for name, values in accuracies.items()}
-    figure = Figure(figsize=(1.0 + 4.5 * len(counts), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
-    for axes, (name, count) in zip(panels, counts.items(), strict=True):
-        bars = axes.bar(range(rollouts + 1), count, color="tab:blue")
-        axes.bar_label(bars, [f"{100 * share:.0f}%" for share in count / max(count.sum(), 1)], fontsize=8)
-        axes.set(title=f"{name} ({count.sum():,})", xlabel=f"solved of {rollouts}", xticks=range(rollouts + 1))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("problems")
+    """A histogram for each named list in one panel, each in front of the one before: from solved never to always."""
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, values) in enumerate(accuracies.items()):
+        count = histogram(values, rollouts)
+        bars = axes.bar(
+            range(rollouts + 1), count, 0.84 - 0.24 * number, color=_SHADES[number], label=f"{name}: {count.sum():,}"
+        )
+        if not number:
+            shares = 100 * count / max(count.sum(), 1)
+            axes.bar_label(bars, [f"{n:,}\n{share:.0f}%" for n, share in zip(count, shares, strict=True)], fontsize=8)
+    axes.set(xlabel=f"right of {rollouts} rollouts", ylabel="problems", xticks=range(rollouts + 1))
+    axes.margins(y=0.16)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     return figure
 
 

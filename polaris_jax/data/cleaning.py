@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polaris_jax.data.problems import bare_question
 from polaris_jax.rewards.answers import judge_integers
@@ -48,13 +48,14 @@ def verifiable(problems: Sequence[Problem]) -> tuple[list[Problem], list[str]]:
     """Keeps the problems that can be answered right, and says of each other one why not.
 
     A problem is left out where none of its ground truths, boxed, is judged equal to itself: not parsable and without a
-    word in it, an undefined value, unbalanced braces.
+    word in it, an undefined value, unbalanced braces, or one that its own scorer does not take.
     """
-    asked = [(p, a) for p in problems for a in p.answers if judge_integers(a, [a]) is not Reason.EQUAL]
+    plain = {p.id for p in problems if p.kind == "math" and all(judge_integers(a, [a]) for a in p.answers)}
+    asked = [(p, a) for p in problems if p.id not in plain for a in p.answers]
     if not asked:
         return list(problems), []
     with VerifierPool(require_think=False) as pool:
-        futures = [pool.submit(rf"\boxed{{{answer}}}", answer) for _, answer in asked]
+        futures = [pool.submit(rf"\boxed{{{answer}}}", replace(p, answers=(answer,))) for p, answer in asked]
         wrong = Counter(p.id for (p, _), f in zip(asked, futures, strict=True) if f.result().reason in _NEVER_RIGHT)
     never = {p.id for p in problems if wrong[p.id] == len(p.answers)}
     faults = [

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from polaris_jax.types import Group, Problem, Prompt, Rollout
+from polaris_jax.types import Group, Problem, Prompt, Solution
 
 T = TypeVar("T")
 
@@ -20,6 +20,7 @@ class Curriculum:
     """The place in the data and what is known of each problem, as one value that a checkpoint can hold.
 
     epoch, position: how many problems of which epoch have been drawn.
+    places: source -> its own epoch and position, where several are mixed (`data/mixture.py`).
     accuracy: problem id -> share of correct rollouts at its last visit.
     rollouts, right: problem id -> how many this stage has sampled so far, and how many of them were right.
     dropped: ids of problems that are not visited any more.
@@ -33,7 +34,8 @@ class Curriculum:
     rollouts: dict[str, int] = field(default_factory=dict)
     right: dict[str, int] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
-    solutions: Mapping[str, Rollout] = field(default_factory=dict)
+    solutions: Mapping[str, Solution] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def draw(
@@ -62,8 +64,8 @@ def visited(curriculum: Curriculum, groups: Iterable[Group]) -> Curriculum:
     for group in groups:
         name = group.problem.id
         accuracy[name] = group.accuracy
-        rollouts[name] += len(group.rewards)
-        right[name] += int((group.rewards == 1).sum())
+        rollouts[name] += len(group.correct)
+        right[name] += int(group.correct.sum())
     return replace(curriculum, accuracy=accuracy, rollouts=dict(rollouts), right=dict(right))
 
 
@@ -90,7 +92,8 @@ def remaining(curriculum: Curriculum, prompts: Sequence[Prompt]) -> list[Prompt]
 
 def new_epoch(curriculum: Curriculum) -> Curriculum:
     """The curriculum at the beginning of its next epoch."""
-    return replace(curriculum, epoch=curriculum.epoch + 1, position=0)
+    places = {source: (epoch + 1, 0) for source, (epoch, _) in curriculum.places.items()}
+    return replace(curriculum, epoch=curriculum.epoch + 1, position=0, places=places)
 
 
 def drop_easy(

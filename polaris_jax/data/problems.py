@@ -12,14 +12,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from polaris_jax.data.choices import letter_of, names_option, options_of, with_options
 from polaris_jax.data.ground_truths import parse_answers
 from polaris_jax.data.instructions import without_instructions
 from polaris_jax.data.rows import RowError, checked_text, collect, summary
 from polaris_jax.errors import UserError
+from polaris_jax.rewards.kinds import KINDS
 from polaris_jax.types import Problem
 
 SUFFIX = r"Let's think step by step and output the final answer within \boxed{}."
 BENCHMARKS = ("aime24", "aime25", "amc23", "minerva", "olympiad")
+# Benchmarks that do not ship with the package, and where they lie on the hub. The licence of MathArena's, CC BY-NC-SA
+# 4.0, keeps them out of it.
+HUB_BENCHMARKS = {
+    "hmmt25": "MathArena/hmmt_feb_2025",
+    "aime26": "MathArena/aime_2026",
+    "math500": "HuggingFaceH4/MATH-500:test",
+    "gsm8k": "openai/gsm8k:main:test",
+}
 QUESTION_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "answers", "solutions", "ground_truth")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message
@@ -29,12 +39,14 @@ _CHAT_MARKS = re.compile(r"^\s*<｜User｜>|<｜Assistant｜>\s*(<think>)?\s*$")
 
 
 def load_problems(source: str | Path, *, suffix: str = SUFFIX, skipped: list[str] | None = None) -> list[Problem]:
-    """The problems of a jsonl, json or parquet file, a directory of those, or a hub dataset (`owner/name[:split]`).
+    """The problems of a jsonl, json or parquet file, a directory of those, or a hub dataset (`data/rows.py`).
 
     Two layouts are read. Released files: `prompt` (a list of one user message), `reward_model.ground_truth`,
     `data_source`. Plain rows: `problem`, `question` or `prompt` (text), with `answer`, `answers`, `solutions` or
     `ground_truth`. A ground truth is a text, a number (142.0 is the answer 142) or a list of alternatives. A
-    `difficulty` "3/8" (also in `extra_info`), the share of right rollouts, becomes the problem's accuracy.
+    `difficulty` "3/8" (also in `extra_info`), the share of right rollouts, becomes the problem's accuracy. `kind` (also
+    in `extra_info`) says how answers are judged. The `choices` or `options` of a `choice` are put behind its question;
+    its answer is a letter, a number from 0 or one of the texts.
 
     suffix: ends every question exactly once, whether or not the row had it; "" gives bare questions.
     skipped: receives a line in words for each row left out: unusable, or with the same question as an earlier row.
@@ -85,32 +97,50 @@ def problem_id(question: str) -> str:
 
 def bare_question(question: str, suffix: str = SUFFIX) -> str:
     """The question without the suffix, other instructions, and template marks around it."""
-    words = suffix.split()
-    ending = re.compile(r"\s+".join(map(re.escape, words)) + r"\s*$") if words else None
     before = None
     while question != before:
         before = question
-        question = _CHAT_MARKS.sub("", question).strip()
-        if ending is not None:
-            question = ending.sub("", question)
+        question = without_suffix(_CHAT_MARKS.sub("", question), suffix)
         question = without_instructions(question)
     return question
 
 
+def without_suffix(question: str, suffix: str) -> str:
+    """The question without the suffix and white space around it."""
+    question, words = question.strip(), suffix.split()
+    return re.sub(r"\s+".join(map(re.escape, words)) + r"\s*$", "", question).strip() if words else question
+
+
 def parse_problem(row: dict[str, Any], *, suffix: str = SUFFIX, source: str = "") -> Problem:
     """One row as a Problem (layouts: `load_problems`); `source` where the row names none. Raises RowError."""
-    question = bare_question(_question(row), suffix)
+    extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
+    written, answers, options = _question(row), _ground_truth(row), options_of(row)
+    kind = row.get("kind") or extra.get("kind")
+    if kind is None:
+        kind = "choice" if options and names_option(answers, options) else "math"
+    if kind not in KINDS:
+        raise RowError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    bare = without_suffix if kind == "reasoning_gym" else bare_question  # whose scorers ask for what questions say
+    question = bare(written, suffix)
     if not question:
         raise RowError("question is empty")
-    extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
-    data_source = row.get("data_source")
+    if kind == "choice":
+        question, answers = with_options(question, options) if options else question, letter_of(answers, options)
+    data_source, metadata = row.get("data_source"), extra.get("metadata") or ""
     return Problem(
         id=problem_id(question),
-        question=f"{question} {suffix.strip()}".strip(),
-        answers=parse_answers(_ground_truth(row)),
+        question=with_suffix(question, suffix),
+        answers=parse_answers(answers) if kind in ("math", "choice") else (_text_answer(answers),),
         source=data_source if isinstance(data_source, str) and data_source else source,
         accuracy=_accuracy(row.get("difficulty", extra.get("difficulty"))),
+        kind=kind,
+        metadata=checked_text(metadata, "metadata"),
     )
+
+
+def with_suffix(question: str, suffix: str) -> str:
+    """A bare question with the suffix behind it."""
+    return f"{question} {suffix.strip()}".strip()
 
 
 def parse_chat(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -163,6 +193,16 @@ def _ground_truth(row: dict[str, Any]) -> Any:
         expected = f"reward_model.ground_truth or one of {', '.join(ANSWER_COLUMNS)}"
         raise RowError(f"no answer; found the columns {_names(row)}, expected {expected}")
     return known[column]
+
+
+def _text_answer(answer: Any) -> str:
+    """An answer that is taken as it is written."""
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    text = str(answer) if isinstance(answer, int | float) else checked_text(answer, "answer")
+    if not text.strip():
+        raise RowError("answer is empty")
+    return text
 
 
 def _column(row: dict[str, Any], columns: Sequence[str]) -> str | None:

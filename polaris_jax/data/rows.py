@@ -77,8 +77,8 @@ def open_tables(source: str | Path) -> list[tuple[str, Rows]]:
     """The files of a source with their rows: `[(name, rows)]`.
 
     source: a .jsonl, .json or .parquet file; a directory, of which all such files are read in the order of their paths
-    (or one that `datasets.save_to_disk` wrote); or a hub dataset, `owner/name` or `owner/name:split` (default "train").
-    Raises UserError when it is none of these.
+    (or one that `datasets.save_to_disk` wrote); or a hub dataset, `owner/name`, `owner/name:split` (default "train") or
+    `owner/name:configuration:split`. Raises UserError when it is none of these.
     """
     path = Path(source)
     if os.path.isdir(path):  # unlike Path.is_dir, False for what no file can be called
@@ -92,10 +92,11 @@ def open_tables(source: str | Path) -> list[tuple[str, Rows]]:
         if path.suffix not in SUFFIXES:
             raise UserError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(SUFFIXES)}")
         return [(str(path), _file_rows(path))]
-    name, _, split = str(source).partition(":")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).suffix in SUFFIXES:
+    name, *parts = str(source).split(":")
+    split, configuration = (parts or ["train"])[-1] or "train", parts[:-1]
+    if len(parts) > 2 or name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).suffix in SUFFIXES:
         raise UserError(f"{source}: no such file or directory")
-    return [(str(source), _dataset_rows(name, _load_hub(name, split or "train")))]
+    return [(str(source), _dataset_rows(name, _load_hub(name, configuration, split)))]
 
 
 def _load_saved(path: Path) -> datasets.Dataset:
@@ -105,9 +106,9 @@ def _load_saved(path: Path) -> datasets.Dataset:
         raise UserError(f"{path}: not a dataset that save_to_disk wrote ({error})") from error
 
 
-def _load_hub(name: str, split: str) -> datasets.Dataset:
+def _load_hub(name: str, configuration: list[str], split: str) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, *configuration, split=split)
     except Exception as error:  # the hub's client raises many kinds: offline, not found, gated, no such split
         reason = " ".join(str(error).split())
         raise UserError(

@@ -16,6 +16,7 @@ from polaris_jax import config as configs
 from polaris_jax import supervision
 from polaris_jax.data.card import difficulty_picture, write_dataset
 from polaris_jax.data.difficulty import in_bands, with_accuracies
+from polaris_jax.data.mixture import mixed_sources
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.job import response_settings
@@ -68,7 +69,7 @@ def run(config: ConfigDict, output: str | Path) -> Difficulty:
     prompts = make_prompts(problems, tokenizer, stage.data.max_prompt_tokens)
     if not prompts:
         raise UserError(
-            f"{stage.data.train}: every prompt has over config.data.max_prompt_tokens="
+            f"{stage.data.mix or stage.data.train}: every prompt has over config.data.max_prompt_tokens="
             f"{stage.data.max_prompt_tokens} tokens"
         )
     path, settings = Path(output) / "pass_rates.jsonl", journal_settings(stage)
@@ -142,7 +143,7 @@ def journal_settings(config: ConfigDict) -> dict[str, Any]:
 
 def save(found: Difficulty, output: Path, config: ConfigDict) -> None:
     """Writes measured/, kept/ and difficulty.png."""
-    samples, source = config.difficulty.samples, config.data.train
+    samples, source = config.difficulty.samples, ", ".join(mixed_sources(config.data.mix)) or config.data.train
     model = config.model.path or config.model.preset
     bands = " or ".join(f"{low:g} to {high:g}" for low, high in config.difficulty.keep)
     history = [f"{source}: {len(found.measured):,} problems, {samples} rollouts of {model} on each."]
@@ -150,8 +151,8 @@ def save(found: Difficulty, output: Path, config: ConfigDict) -> None:
     history.append(f"Kept: accuracy from {bands}; {len(found.measured) - len(found.kept):,} left out.")
     write_dataset(output / "kept", found.kept, title=f"{source}, filtered", history=history, rollouts=samples)
     accuracies = {
-        "before": [problem.accuracy for problem in found.measured],
-        "after": [problem.accuracy for problem in found.kept],
+        "measured": [problem.accuracy for problem in found.measured],
+        f"kept ({bands})": [problem.accuracy for problem in found.kept],
     }
     with staged(output / "difficulty.png") as path:
         difficulty_picture(accuracies, rollouts=samples).savefig(path, dpi=120)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -40,13 +40,14 @@ def evaluate(
     seed: int,
     *,
     journal: Journal | None = None,
+    seen: Callable[[Record], None] = lambda record: None,
 ) -> Evaluation:
     """Samples `samples` responses to each prompt and scores them; each is judged while others are still sampled.
 
     prompts: of problems of one or several benchmarks, named by their `source`. journal: takes each record as it comes;
-    problems it holds in full are not sampled again, only judged. A sample's randomness has an address, so the result is
-    that of an unbroken run. Of several processes each samples, judges and journals its share; the result is that of
-    all.
+    problems it holds in full are not sampled again, only judged. seen: called with each record, those included. A
+    sample's randomness has an address, so the result is that of an unbroken run. Of several processes each samples,
+    judges and journals its share; the result is that of all.
     """
     wanted = {(p.problem.source, p.problem.id, sample) for p in prompts for sample in range(samples)}
     kept = [record for record in (journal.records if journal else ()) if _address(record) in wanted]
@@ -55,6 +56,8 @@ def evaluate(
     resumed = set(records)
     missing = {problem_id for _, problem_id, _ in wanted - resumed}
     heartbeat("responses judged", len(records), len(wanted))
+    for record in records.values():
+        seen(record)
 
     # What is missing, for each benchmark that asks it; a sample that is known already is not written twice.
     unfinished = [prompt for prompt in prompts if prompt.problem.id in missing]
@@ -71,6 +74,7 @@ def evaluate(
         )
         if _address(record) not in records:
             records[_address(record)] = record
+            seen(record)
             if journal:
                 journal.write(record)
             heartbeat("responses judged", len(records), len(wanted))
@@ -85,17 +89,18 @@ def evaluate(
 
 def judge_again(records: Sequence[Record], problems: Sequence[Problem], verifier: VerifierPool) -> list[Record]:
     """The records with the verdicts of today: answers, rules and the verifier may have changed since they were kept."""
-    answers = {(problem.source, problem.id): problem.answers for problem in problems}
-    verdicts = [verifier.submit(r.response, answers[r.benchmark, r.problem_id]) for r in records]
-    return [
-        replace(record, correct=verdict.result().correct, reason=str(verdict.result().reason))
-        for record, verdict in zip(records, verdicts, strict=True)
-    ]
+    asked = {(problem.source, problem.id): problem for problem in problems}
+    verdicts = [verifier.submit(r.response, asked[r.benchmark, r.problem_id]) for r in records]
+    judged = []
+    for record, verdict in zip(records, verdicts, strict=True):
+        judged.append(replace(record, correct=verdict.result().correct, reason=str(verdict.result().reason)))
+        heartbeat("stored responses judged", len(judged), len(records))
+    return judged
 
 
 def judge(given: Sequence[Responses], verifier: VerifierPool) -> Evaluation:
     """Judges and scores responses that were sampled elsewhere (`records.read_responses`)."""
-    verdicts = [[verifier.submit(response, row.problem.answers) for response in row.responses] for row in given]
+    verdicts = [[verifier.submit(response, row.problem) for response in row.responses] for row in given]
     records = [
         Record(
             row.problem.source,

@@ -6,22 +6,26 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax import config as configs
 from polaris_jax import hf, supervision
-from polaris_jax.data import arithmetic
-from polaris_jax.data.problems import BENCHMARKS, benchmark, load_problems
+from polaris_jax.data import arithmetic, gym
+from polaris_jax.data.problems import BENCHMARKS, HUB_BENCHMARKS, benchmark, load_problems
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.evaluate import Evaluation, evaluate, judge
+from polaris_jax.evaluation.outlook import WORTH_IT, Outlook, forecast, measured_speed, told
 from polaris_jax.evaluation.records import Record, read_responses, write_parquet
 from polaris_jax.evaluation.report import warnings
 from polaris_jax.files import Journal, write_whole
+from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rewards.answers import THINK_END
 from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
@@ -32,7 +36,9 @@ from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.types import Problem
 
 _SAMPLES = re.compile(r":(\d{1,6})$")
+_ON_HUB = HUB_BENCHMARKS | {place.partition(":")[0]: place for place in HUB_BENCHMARKS.values()}
 ARITHMETIC_PROBLEMS = 256  # of the endless supply, where `evaluation.max_problems` sets no number
+GYM_PROBLEMS = 128  # of each dataset, likewise
 
 
 def run(config: ConfigDict, output: str | Path) -> Evaluation:
@@ -58,9 +64,11 @@ def run(config: ConfigDict, output: str | Path) -> Evaluation:
     ):
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
-        engine = RolloutEngine(model, mesh, engine_config(config))
+        engine = make_engine(model, mesh, config)
         states |= {"verifier": verifier.state, "engine": engine.state}
-        result = evaluate_all(Sampler(engine, tokenizer, verifier), params, problems, config, journal)
+        sampler = Sampler(engine, tokenizer, verifier)
+        announce(sampler, params, problems, config, known=len(journal.records))
+        result = evaluate_all(sampler, params, problems, config, journal)
         settings |= {"require_think": config.reward.require_think}
         save(held, result, config.model.path or config.model.preset, settings)
     return result
@@ -79,6 +87,22 @@ def problems_by_samples(config: ConfigDict) -> dict[int, list[Problem]]:
     return by_samples
 
 
+def announce(
+    sampler: Sampler, params: Any, by_samples: Mapping[int, Sequence[Problem]], config: ConfigDict, *, known: int
+) -> None:
+    """Prints how long the evaluation is going to take, from a short measurement of its speed. known: responses that are
+    there already. Says nothing where it ends soon."""
+    sampling = make_sampling(config.evaluation, hf.stop_ids(sampler.tokenizer))
+    missing = sum(samples * len(problems) for samples, problems in by_samples.items()) - known
+    samples, problems = next(iter(by_samples.items()))
+    if missing > 0 and sampling.max_response_tokens > WORTH_IT * config.rollout.tokens_per_call:
+        supervision.heartbeat("measuring the speed")
+        prompts = make_prompts(problems, sampler.tokenizer)
+        speed = measured_speed(sampler.engine, params, prompts, samples, sampling)
+        if is_writer():
+            print(f"evaluation: {forecast(missing, sampling.max_response_tokens, speed)}", flush=True)
+
+
 def evaluate_all(
     sampler: Sampler,
     params: Any,
@@ -88,10 +112,15 @@ def evaluate_all(
 ) -> Evaluation:
     """`evaluate` on each of `problems_by_samples`, with the sampling of `config.evaluation`, as one evaluation."""
     sampling = make_sampling(config.evaluation, hf.stop_ids(sampler.tokenizer))
-    results = []
-    for samples, problems in by_samples.items():
-        prompts = make_prompts(problems, sampler.tokenizer)
-        results.append(evaluate(sampler, params, prompts, samples, sampling, config.seed, journal=journal))
+    outlook, results = Outlook(sampler.engine, by_samples, sampling.max_response_tokens), []
+    with told(outlook, sampler.verifier):
+        for samples, problems in by_samples.items():
+            prompts = make_prompts(problems, sampler.tokenizer)
+            outlook.begin()
+            found = evaluate(
+                sampler, params, prompts, samples, sampling, config.seed, journal=journal, seen=outlook.add
+            )
+            results.append(found)
     result = _joined(results)
     warn(result, config)
     return result
@@ -117,8 +146,9 @@ def judge_file(path: str | Path, config: ConfigDict, output: str | Path) -> tupl
 def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: int = 0) -> list[Problem]:
     """The problems of several benchmarks, at most `most` of each (0: all).
 
-    A name is one of `BENCHMARKS`, "arithmetic" (held-out problems of the demo, drawn with `seed`), or a dataset as in
-    `load_problems`, all of whose problems are then called by that name. A number of samples behind it is ignored.
+    A name is one of `BENCHMARKS`, one of `HUB_BENCHMARKS`, "arithmetic" (held-out problems of the demo, drawn with
+    `seed`), "reasoning_gym:DATASET" (its held-out problems), or a dataset as in `load_problems`, all of whose problems
+    are then called by that name. A number of samples behind it is ignored.
     """
     problems: list[Problem] = []
     for name in names:
@@ -127,11 +157,15 @@ def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: i
             found = benchmark(name, suffix=suffix)
         elif name == "arithmetic":
             found = arithmetic.problems("test", most or ARITHMETIC_PROBLEMS, suffix, seed)
-        elif "/" not in name and not os.path.exists(name):
-            raise UserError(f"{name}: no such benchmark; expected {', '.join(BENCHMARKS)}, arithmetic or a dataset")
+        elif name.startswith(gym.PREFIX):
+            found = gym.problems(name, "test", most or GYM_PROBLEMS, suffix, seed)
+        elif "/" not in name and not os.path.exists(name) and name not in HUB_BENCHMARKS:
+            known = ", ".join((*BENCHMARKS, *HUB_BENCHMARKS))
+            raise UserError(f"{name}: no such benchmark; expected {known}, arithmetic or a dataset")
         else:
-            found = [Problem(p.id, p.question, p.answers, name) for p in load_problems(name, suffix=suffix)]
-        problems += found[: most or None]
+            loaded = load_problems(_ON_HUB.get(name, name), suffix=suffix)
+            found = [replace(problem, source=name) for problem in loaded]
+        problems += found if name.startswith(gym.PREFIX) else found[: most or None]  # so many of each of its datasets
     return problems
 
 
@@ -151,6 +185,11 @@ def engine_config(config: ConfigDict) -> ConfigDict:
         engine.max_response_tokens, engine.weights = c.max_response_tokens, ""
         engine.yarn_factor = max(engine.yarn_factor, c.yarn_factor)
     return engine
+
+
+def make_engine(model: ModelConfig, mesh: Mesh, config: ConfigDict) -> RolloutEngine:
+    """The engine of an evaluation, with `engine_config` and a page pool of its own. Raises UserError as that does."""
+    return RolloutEngine(model, mesh, engine_config(config), limit_key="evaluation.max_response_tokens")
 
 
 def save(output: str | Path, result: Evaluation, model: str, settings: dict[str, Any]) -> None:
@@ -181,7 +220,7 @@ def _joined(results: Sequence[Evaluation]) -> Evaluation:
 def response_settings(config: ConfigDict) -> dict[str, Any]:
     """All that a response's text depends on, but for its problem and its number. Verdicts are given anew each time."""
     c, checkpoints = config.evaluation, Path(config.model.path) / "checkpoints"
-    steps = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []
+    steps = [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()] if os.path.isdir(checkpoints) else []
     return {
         "model": config.model.path or config.model.preset,
         "tokenizer": config.model.tokenizer or config.model.path,

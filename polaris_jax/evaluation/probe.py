@@ -23,7 +23,6 @@ from polaris_jax.evaluation.records import Record, group
 from polaris_jax.evaluation.scores import estimate
 from polaris_jax.files import Journal, staged, write_json
 from polaris_jax.rl.temperature import Zones, diversity, find_zones
-from polaris_jax.rollout import RolloutEngine
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.runs.workdir import hold
 from polaris_jax.sampler import Sampler, verifier_pool, with_think_rule
@@ -60,7 +59,7 @@ def run(
     with hold(output) as held, supervision.display("probe"), verifier_pool(config) as verifier:
         mesh = make_mesh(config.mesh)
         model, params = load_model(config, mesh, tokenizer)
-        engine = RolloutEngine(model, mesh, job.engine_config(config))
+        engine = job.make_engine(model, mesh, config)
         sampler = Sampler(engine, tokenizer, verifier)
         for temperature, c in at.items():
             directory, settings = held / f"temperature_{temperature:g}", job.response_settings(c)
@@ -101,7 +100,7 @@ def save(probe: Probe, output: Path) -> None:
 def table(probe: Probe, title: str = "") -> Table:
     """One row a temperature, accuracies and shares in percent; a border is named by the zone that begins there."""
     result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("temperature", "avg@k", "95%", "diversity", "tokens", "cut off"):
+    for name in ("temperature", "avg@k", "95%", "diversity", "tokens", "trunc"):
         result.add_column(name, justify="right")
     result.add_column("zone")
     for row in probe.frame.to_dict("records"):
@@ -129,20 +128,24 @@ def zone_of(temperature: float, zones: Zones) -> str:
 
 
 def picture(probe: Probe) -> Figure:
-    """Accuracy with its 95% interval and diversity over the temperature, the zones shaded."""
+    """Accuracy with its 95% interval and diversity over the temperature, the zones shaded and named below."""
     frame = probe.frame
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
-    left.plot(frame.temperature, 100 * frame["mean"], "o-", color="C0")
+    lines = left.plot(frame.temperature, 100 * frame["mean"], "o-", color="C0", label="accuracy, with 95% interval")
     left.fill_between(frame.temperature, 100 * frame.low, 100 * frame.high, color="C0", alpha=0.2, linewidth=0)
-    right.plot(frame.temperature, frame.diversity, "s--", color="C4")
+    lines += right.plot(frame.temperature, frame.diversity, "s--", color="C4", label="diversity")
+    shades = []
     for name, (first, last) in probe.zones._asdict().items():
-        if first < last:
-            left.axvspan(first, last, color=COLORS[name], alpha=0.12, linewidth=0)
-            left.text((first + last) / 2, 1.02, name, transform=left.get_xaxis_transform(), ha="center", fontsize=8)
-    left.set(xlabel="sampling temperature", ylim=(0, None))
+        there = f"{first:g} to {last:g}" if first < last else "not in this grid"
+        shades.append(left.axvspan(first, last, color=COLORS[name], alpha=0.18, linewidth=0, label=f"{name}: {there}"))
+    for border in {*probe.zones.exploration} - {frame.temperature.min(), frame.temperature.max()}:
+        left.axvline(border, color="gray", linewidth=1, linestyle=":")
+    left.set(xlabel="sampling temperature", ylim=(0, 102), xticks=frame.temperature)
     left.set_ylabel("accuracy (avg@k), %", color="C0")
-    right.set_ylabel("distinct 4-grams / all 4-grams", color="C4")
+    right.set_ylabel("diversity: distinct 4-grams / all 4-grams", color="C4")
     right.set_ylim(0, 1.02)
+    figure.legend(handles=lines, loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(handles=shades, loc="outside lower center", ncols=3, frameon=False, title="zones")
     return figure

@@ -51,9 +51,9 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], records: Sequen
             {
                 "data_source": problem.source,
                 "prompt": [{"role": "user", "content": problem.question}],
-                "ability": "math",
+                "ability": problem.kind,
                 "reward_model": {"ground_truth": list(problem.answers), "style": "rule"},
-                "extra_info": {"index": index, "split": "test", "id": problem.id},
+                "extra_info": {"index": index, "split": "test", "id": problem.id} | _kind(problem),
                 "responses": [record.response for record in samples],
                 "lengths": [record.length for record in samples],
                 "finish_reasons": [record.finish_reason for record in samples],
@@ -63,6 +63,10 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], records: Sequen
         )
     with staged(path) as staging:
         pd.DataFrame(rows).to_parquet(staging)
+
+
+def _kind(problem: Problem) -> dict[str, str]:
+    return {"kind": problem.kind, "metadata": problem.metadata}
 
 
 def group(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:

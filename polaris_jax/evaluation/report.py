@@ -28,11 +28,15 @@ _COLUMNS = ["run", "benchmark", "problems", "samples", "mean", "low", "high", "p
 _COLUMNS += ["cut_off", "gain", "gain_low", "gain_high"]
 
 
+_ON_BAR = dict(textcoords="offset points", ha="center", va="bottom", fontsize=8)
+_LEGEND = "below each accuracy: gain over {}, on the same problems"
+
+
 def table(scores: Scores, title: str = "") -> Table:
     """One row a benchmark with n problems and k responses to each; accuracies and shares in percent."""
     result = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     result.add_column("benchmark", overflow="fold")  # the one that gives way in 80 columns
-    for name in ("n", "k", "avg@k", "95%", "pass@k", "maj@k", "tokens", "no box", "cut off"):
+    for name in ("n", "k", "avg@k", "95%", "pass@k", "maj@k", "tokens", "no box", "trunc"):
         result.add_column(name, justify="right", no_wrap=True)
     for benchmark, found in scores.items():
         k = found["samples"]
@@ -53,13 +57,13 @@ def table(scores: Scores, title: str = "") -> Table:
 
 
 def warnings(scores: Scores, max_response_tokens: int) -> Iterator[str]:
-    """A line for each benchmark where no response ends its thoughts, or more than half were cut off at the limit."""
+    """A line for each benchmark where no response ends its thoughts, or more than half were truncated at the limit."""
     for benchmark, found in scores.items():
         if found["reasons"].get(Reason.NO_THINK_END) == 1:
             yield f"{benchmark}: {NO_THINK}"
         if (found["cut_off"] or 0) > 0.5:
             yield (
-                f"{benchmark}: {found['cut_off']:.0%} of the responses were cut off at "
+                f"{benchmark}: {found['cut_off']:.0%} of the responses were truncated at "
                 f"config.evaluation.max_response_tokens={max_response_tokens}; a higher limit lets them end"
             )
 
@@ -140,9 +144,12 @@ def comparison_table(frame: pd.DataFrame) -> Table:
 
 
 def comparison_picture(frame: pd.DataFrame) -> Figure:
-    """avg@K and mean length of each run on each benchmark, as bars with 95% intervals of avg@K."""
+    """avg@K and mean length of each run on each benchmark, as bars with 95% intervals of avg@K.
+
+    On each bar its number and, below it, the paired gain over the first run with its interval.
+    """
     benchmarks, runs = list(dict.fromkeys(frame["benchmark"])), list(dict.fromkeys(frame["run"]))
-    figure = Figure(figsize=(max(6.0, 1.6 + 0.5 * len(benchmarks) * (len(runs) + 1)), 6.5), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(benchmarks) * (len(runs) + 1)), 6.5), layout="constrained")
     accuracy, length = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     width = 0.8 / len(runs)
     for number, run in enumerate(runs):
@@ -151,10 +158,16 @@ def comparison_picture(frame: pd.DataFrame) -> Figure:
         errors = 100 * np.stack([found["mean"] - found["low"], found["high"] - found["mean"]])
         accuracy.bar(places, 100 * found["mean"], width, label=run)
         accuracy.errorbar(places, 100 * found["mean"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=3)
-        length.bar(places, found["length"], width)
-    accuracy.set(ylabel="avg@k, %", ylim=(0, 100))
-    accuracy.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=min(len(runs), 4), frameon=False)
+        for place, row in zip(places, found.to_dict("records"), strict=True):
+            if not np.isnan(row["mean"]):
+                top = 100 * (row["mean"] if np.isnan(row["high"]) else row["high"])
+                accuracy.annotate(_on_bar(row), (place, top), (0, 4), **_ON_BAR)
+        bars = length.bar(places, found["length"], width)
+        length.bar_label(bars, ["" if np.isnan(n) else f"{n:,.0f}" for n in found["length"]], fontsize=8)
+    accuracy.set(ylabel="accuracy (avg@k), %", ylim=(0, 118), yticks=range(0, 101, 20))
+    figure.legend(loc="outside upper center", ncols=min(len(runs), 4), frameon=False, title=_LEGEND.format(runs[0]))
     length.set(ylabel="mean length, tokens", xticks=range(len(benchmarks)), xticklabels=benchmarks)
+    length.margins(y=0.15)
     for axes in (accuracy, length):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -173,6 +186,12 @@ def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
     if not shared:
         return {}
     return dict(zip(_COLUMNS[-3:], estimate(np.array(shared), bounds=(-1.0, 1.0)), strict=True))
+
+
+def _on_bar(row: Mapping[str, float]) -> str:
+    gain = "" if np.isnan(row["gain"]) else f"\n{100 * row['gain']:+.1f}"
+    half = (row["gain_high"] - row["gain_low"]) / 2
+    return _percent(row["mean"]) + gain + (f" ± {100 * half:.1f}" if gain and not np.isnan(half) else "")
 
 
 def _percent(share: float | None, form: str = ".1f") -> str:

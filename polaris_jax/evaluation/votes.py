@@ -31,7 +31,8 @@ def answer_groups(problems: Sequence[Problem], rows: Sequence[Sequence[Record]],
         boxes = [_box(record) for record in row]
         firsts = {box: sample for sample, box in reversed(list(enumerate(boxes))) if box is not None}
         one_truth = len(problem.answers) == 1
-        compared.append((boxes, firsts, _compare(row, sorted(firsts.values()), boxes, one_truth, verifier)))
+        numeric = verifier if problem.kind == "math" else None  # answers of other kinds are equal where they read so
+        compared.append((boxes, firsts, _compare(row, sorted(firsts.values()), boxes, one_truth, numeric)))
     for groups_K, (boxes, firsts, equal) in zip(groups_PK, compared, strict=True):
         leaders: dict[int, int] = {}  # the first sample that gave an equal answer, for each first sample of a box
         for sample in sorted(firsts.values()):
@@ -48,7 +49,7 @@ def _box(record: Record) -> str | None:
 
 
 def _compare(
-    row: Sequence[Record], samples: list[int], boxes: list[str | None], one_truth: bool, verifier: VerifierPool
+    row: Sequence[Record], samples: list[int], boxes: list[str | None], one_truth: bool, verifier: VerifierPool | None
 ) -> dict[tuple[int, int], Future | bool]:
     """Whether the boxes of two samples, the earlier first, are equal; pairs that are not there are unequal."""
     equal: dict[tuple[int, int], Future | bool] = {}
@@ -58,7 +59,7 @@ def _compare(
                 continue
             if row[first].correct and one_truth:
                 equal[first, second] = True
-            elif row[first].reason in _READABLE and row[second].reason in _READABLE:
+            elif verifier and row[first].reason in _READABLE and row[second].reason in _READABLE:
                 equal[first, second] = verifier.submit(f"</think>\\boxed{{{boxes[second]}}}", [boxes[first]])
     return equal
 

@@ -1,9 +1,12 @@
-"""The checks, each run in a process of its own, on one device: `CHECKS[kind](size, argument) -> (holds, values)`."""
+"""The checks, in one process on one device: `CHECKS[kind](bench, argument) -> (holds, values)`."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,18 +16,18 @@ import numpy as np
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.errors import UserError
 from polaris_jax.gpu_check import kernels
-from polaris_jax.gpu_check.sizes import SIZES, Size
-from polaris_jax.ops.matmul import matmul_peak
+from polaris_jax.gpu_check.sizes import Size
 from polaris_jax.rl.losses import k3
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.rollout import RolloutEngine, Sampling
+from polaris_jax.runs import profile as traces
 from polaris_jax.runs.start import load_tokenizer, load_train_problems
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.sharding.rules import sharded_params
 from polaris_jax.training.host import HostState
-from polaris_jax.training.state import init_state
+from polaris_jax.training.state import TrainState, init_state
 from polaris_jax.training.step import Stage, train_step
 from polaris_jax.training.update import make_logprobs, make_update
 from polaris_jax.types import Problem, Prompt
@@ -32,94 +35,145 @@ from polaris_jax.types import Problem, Prompt
 PROMPT = 32  # tokens, where a prompt's length does not matter
 REPEATS = 3  # timed after one to warm up
 GAP_ROWS = 8  # sequences whose log-probs are compared
+GAPS = {"bfloat16": 1e-2, "float16": 2e-3}  # the largest mean |difference of log-probs| that passes
 
 Found = tuple[bool, dict[str, Any]]  # whether what must hold holds, and what was measured
 
 
-def machine(size: Size, _: str) -> Found:
-    """Which device, and which JAX."""
-    device = jax.devices()[0]
-    values = {"platform": device.platform, "device": device.device_kind, "devices": len(jax.devices())}
-    return True, values | {"jax": jax.__version__}
+class Bench:
+    """What the checks share. earlier: values of the checks so far, by name. folder: where traces go.
+
+    The parameters are made when the first check wants them, and kept: as they are until the first update wants the
+    optimizer's state beside them.
+    """
+
+    def __init__(self, size: Size, folder: Path, earlier: Mapping[str, Mapping[str, Any]]):
+        self.size, self.folder, self.earlier = size, folder, earlier
+        self.mesh = make_mesh(size.config().mesh, jax.devices()[:1])
+        self._params: Any = None
+        self._state: TrainState | None = None
+
+    def params(self) -> Any:
+        """Float32 parameters, random."""
+        if self._state is not None:
+            return self._state.params
+        if self._params is None:
+            self._params = sharded_params(self.size.model(), self.mesh, 0)
+        return self._params
+
+    def train(self, step: Callable[[TrainState], tuple[TrainState, Any]]) -> Any:
+        """Hands the state to a step, which donates it, keeps the one that it returns, and returns what else it does."""
+        if self._state is None:
+            self._state = init_state(self.size.model(), self.size.config(), self.mesh, self.params())
+            self._params = None
+        self._state, result = step(self._state)
+        return result
+
+    def forget_broken(self) -> None:
+        """Parameters and state that a check which failed has donated are made again by the next."""
+        if any(array.is_deleted() for array in jax.tree.leaves((self._params, self._state))):
+            self._params = self._state = None
+
+    def share(self, name: str, value: float, check: str, found: str) -> dict[str, float]:
+        """Under `name` the value relative to what an earlier check found; nothing where it found nothing."""
+        whole = self.earlier.get(check, {}).get(found)
+        return {name: value / whole} if whole else {}
 
 
-def speed(size: Size, _: str) -> Found:
-    """What the update's share of peak, and the rollout's bytes, are to be compared with."""
-    x = jnp.ones(2**24 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    jax.block_until_ready(copy(x))
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        jax.block_until_ready(copy(x))
-        times.append(time.perf_counter() - began)
-    values = {f"{dtype}_tflops": matmul_peak(dtype) / 1e12 for dtype in ("bfloat16", "float16", "float32")}
-    return True, values | {"copy_gb_per_s": 2 * x.nbytes / min(times) / 1e9}
+def ceilings(bench: Bench, _: str) -> Found:
+    """What decoding and updates are to be compared with: copies and products of random numbers, several a program."""
+    size, values = bench.size, {}
+    repeat = partial(jax.lax.fori_loop, 0, size.repeated)  # a known count: no look by the host between two
+    copies = jax.jit(lambda x: repeat(lambda _, x: x + 1, x), donate_argnums=0)
+    # Two products a turn: one alone would be copied to where the next turn reads.
+    products = jax.jit(lambda x, y: repeat(lambda _, x: (x @ y) @ y, x), donate_argnums=0)
+    for dtype in dict.fromkeys(("bfloat16", "float16", size.model().dtype)):
+        x, y = jax.random.normal(jax.random.key(0), (2, size.product, size.product))
+        x, y = x.astype(dtype), (y / np.sqrt(size.product)).astype(dtype)  # the product is distributed as x is
+        flops = 4 * size.product**3 * size.repeated
+        values[f"{dtype}_tflops"] = flops / _fastest(partial(products, y=y), x) / 1e12
+    x = jnp.ones(size.copied, jnp.float32)
+    moved = 2 * x.nbytes * size.repeated
+    return True, {"copy_gb_per_s": moved / _fastest(copies, x) / 1e9} | values
 
 
-def kernel(size: Size, name: str) -> Found:
-    """A kernel against the portable version."""
-    return kernels.compare(name, size.heads, size.kernel_tokens)
+def kernel(bench: Bench, name: str) -> Found:
+    """A kernel against the portable version in float32, with the model's heads."""
+    return kernels.compare(name, bench.size.heads[:1], bench.size.kernel_tokens)
 
 
-def gap(size: Size, dtype: str) -> Found:
-    """How far the trainer's log-probs of sampled tokens are from the sampler's; the mean must be below 8 roundings."""
-    length, mesh, model = PROMPT + size.response, _mesh(size), size.model(dtype)
-    config = size.config({"rollout.slots": GAP_ROWS, "rollout.max_response_tokens": size.response})
-    params = sharded_params(model, mesh, 0)
-    engine = RolloutEngine(model, mesh, config.rollout)
-    sampling = Sampling(max_response_tokens=size.response)
-    sequences = [
-        Sequence(np.r_[r.prompt_tokens, r.tokens], _mask(length), 1.0, np.r_[np.zeros(PROMPT, np.float32), r.logprobs])
-        for r in engine.generate(params, _prompts(model.vocab_size, GAP_ROWS, PROMPT), 1, sampling, 0)
-    ]
-    config = size.config({"updates.row_lengths": (length - 1,), "updates.rows": GAP_ROWS})
-    (rows,), _ = pack(sequences, config.updates)  # full rows: no two sequences in one
-    logprobs, _ = jax.jit(make_logprobs(model, mesh))(params, put_rows(rows, mesh), jnp.float32(1))
-    gap_N = (np.asarray(logprobs) - rows.behaviour_logprobs)[rows.mask > 0]
-    values = {"mean_gap": np.abs(gap_N).mean(), "kl": np.mean(k3(gap_N)), "ratio_max": np.exp(np.abs(gap_N).max())}
-    values = {name: float(value) for name, value in values.items()} | {"tokens": len(gap_N)}
-    return values["mean_gap"] <= 8 * float(jnp.finfo(dtype).eps), values
+def heads(bench: Bench, name: str) -> Found:
+    """The same with the heads of all other presets."""
+    return kernels.compare(name, bench.size.heads[1:], bench.size.kernel_tokens)
 
 
-def rollout(size: Size, argument: str) -> Found:
+def rollout(bench: Bench, argument: str) -> Found:
     """Decoded tokens/s of "CONTEXTxSLOTS", in the time that decoding calls and their results take: without prefill
     and compilation.
 
-    read_gb_per_s: weights and cache that each step has to read, over its time.
+    read_gb_per_s: weights and cache that each step has to read, over its time; of_copy: relative to the copy speed.
     """
     context, slots = map(int, argument.split("x"))
-    model, mesh = size.model(), _mesh(size)
-    config = size.config({"rollout.slots": slots, "rollout.max_response_tokens": size.decoded})
-    prompts = _prompts(model.vocab_size, slots, context - size.decoded)
-    sampling = Sampling(max_response_tokens=size.decoded)
-    try:
-        engine = RolloutEngine(model, mesh, config.rollout)
-        list(engine.generate(sharded_params(model, mesh, 0), prompts, 1, sampling, 0))
-    except UserError as error:  # the engine's own arithmetic says that it does not fit
-        raise MemoryError(str(error)) from error
-    found, item = engine.metrics, jnp.dtype(model.dtype).itemsize
+    engine, generate = _decoder(bench, context, slots)
+    for _ in range(2):  # the first compiles
+        generate()
+    model, found = engine.model, engine.metrics
+    item = jnp.dtype(model.dtype).itemsize
     rate = found["tokens"] / (found["decode_s"] + found["transfer_s"])
     token_bytes = 2 * item * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    step_bytes = item * model.num_parameters + slots * (context - size.decoded / 2) * token_bytes
-    values = {"context": context, "slots": slots, "tokens_per_s": rate}
-    return True, values | {"read_gb_per_s": step_bytes * rate / slots / 1e9}
+    step_bytes = item * model.num_parameters + slots * (context - bench.size.decoded / 2) * token_bytes
+    read = step_bytes * rate / slots / 1e9
+    values = {"tokens_per_s": rate, "step_ms": 1e3 * slots / rate, "read_gb_per_s": read}
+    values |= bench.share("of_copy", read, "ceilings", "copy_gb_per_s")
+    return True, values | {"prefill_tokens_per_s": found["prefilled_tokens"] / max(found["prefill_s"], 1e-9)}
 
 
-def update(size: Size, length: str) -> Found:
-    """Tokens/s and share of peak of one update of full rows, and the most memory it took."""
-    return True, _update(size, int(length), max(size.update_tokens // int(length), 1), REPEATS)
+def gap(bench: Bench, dtype: str) -> Found:
+    """How far the trainer's log-probs of sampled tokens are from the sampler's; the mean must be within `GAPS`.
+
+    sampler_error, trainer_error: the mean distance of each from the trainer's in float32, which tells whose it is.
+    """
+    size = bench.size
+    length, model = PROMPT + size.response, size.model(dtype)
+    config = size.config({"rollout.slots": GAP_ROWS, "rollout.max_response_tokens": size.response})
+    engine, sampling = RolloutEngine(model, bench.mesh, config.rollout), Sampling(max_response_tokens=size.response)
+    sequences = [
+        Sequence(np.r_[r.prompt_tokens, r.tokens], _mask(length), 1.0, np.r_[np.zeros(PROMPT, np.float32), r.logprobs])
+        for r in engine.generate(bench.params(), _prompts(model.vocab_size, GAP_ROWS, PROMPT), 1, sampling, 0)
+    ]
+    config = size.config({"updates.row_lengths": (length - 1,), "updates.rows": GAP_ROWS})
+    (rows,), _ = pack(sequences, config.updates)  # full rows: no two sequences in one
+    found = _logprobs(bench, model, rows)
+    with jax.default_matmul_precision("highest"):
+        exact = _logprobs(bench, model.replace(dtype="float32"), rows)
+    sampled, found, exact = (x[rows.mask > 0] for x in (rows.behaviour_logprobs, found, exact))
+    gap_N = found - sampled
+    values = {"mean_gap": np.abs(gap_N).mean(), "kl": np.mean(k3(gap_N)), "ratio_max": np.exp(np.abs(gap_N).max())}
+    values |= {"sampler_error": np.abs(sampled - exact).mean(), "trainer_error": np.abs(found - exact).mean()}
+    values = {name: float(value) for name, value in values.items()} | {"tokens": len(gap_N)}
+    return values["mean_gap"] <= GAPS[dtype], values
 
 
-def longest(size: Size, length: str) -> Found:
-    """An update of one row of that length."""
-    values = _update(size, int(length), 1, 1)
-    return True, values | {"response_tokens": int(length) + 1 - PROMPT}
+def update(bench: Bench, length: str) -> Found:
+    """Tokens/s of one update of full rows; of_product, of_peer: relative to the product speed, and to torch."""
+    values, dtype = _timed_update(bench, int(length), bench.size.rows(int(length)), REPEATS), bench.size.model().dtype
+    values |= bench.share("of_product", values["tflops"], "ceilings", f"{dtype}_tflops")
+    return True, values | bench.share("of_peer", values["tokens_per_s"], f"peer/{length}", "tokens_per_s")
 
 
-def step(size: Size, _: str) -> Found:
+def apply(bench: Bench, _: str) -> Found:
+    """The optimizer's part of an update, on the device's clock."""
+    folder, learn = bench.folder / "apply", _updater(bench, bench.size.updates[0], 1)
+    bench.train(learn)
+    with jax.profiler.trace(folder):
+        bench.train(learn)
+    spent = [kernel.seconds for kernel in traces.kernels(folder) if kernel.module.startswith("jit_apply")]
+    return bool(spent), {"ms": 1e3 * sum(spent), "kernels": len(spent)}
+
+
+def step(bench: Bench, _: str) -> Found:
     """One step of GRPO, after one on the same problems that compiles: rollout, verification, update."""
-    mesh, model, sequences = _mesh(size), size.model(), size.prompts * size.samples
+    size, model, sequences = bench.size, bench.size.model(), bench.size.prompts * bench.size.samples
     changes = {"rollout.prompts": size.prompts, "rollout.samples": size.samples, "rollout.slots": sequences}
     changes |= {"rollout.max_response_tokens": size.response, "updates.rows": sequences}
     config = size.config(changes)
@@ -127,65 +181,101 @@ def step(size: Size, _: str) -> Found:
     prompts = make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
     row = max(len(prompt.tokens) for prompt in prompts) + size.response
     config = size.config(changes | {"updates.row_lengths": (row,)})
-    state, host, engine = init_state(model, config, mesh), HostState(), RolloutEngine(model, mesh, config.rollout)
+    host, engine = HostState(), RolloutEngine(model, bench.mesh, config.rollout)
     with verifier_pool(config) as verifier:
         sampler, sampling = Sampler(engine, tokenizer, verifier), make_sampling(config.rollout, ())
-        stage = Stage(config, prompts, sampler, sampling, make_update(model, config, mesh), None)
+        stage = Stage(config, prompts, sampler, sampling, make_update(model, config, bench.mesh), None)
+
+        def once(state: TrainState):
+            state, *rest = train_step(state, host, stage, last=True)
+            return state, rest
+
         for _ in range(2):
-            state, host, _, metrics = train_step(state, host, stage, last=True)
+            host, _, metrics = bench.train(once)
     values = {f"{part}_s": metrics[f"seconds/{part}"] for part in ("rollout", "verdicts", "update", "step")}
     values |= {"tokens_per_s": metrics["tokens_per_s"], "gap": metrics["update/sampler_trainer_gap"]}
     values |= {"compilations": metrics["rollout/compilations"]}
-    return float(metrics["update/skipped"]) == 0, {name: float(value) for name, value in values.items()} | _memory()
+    return float(metrics["update/skipped"]) == 0, {name: float(value) for name, value in values.items()}
+
+
+def profile(bench: Bench, what: str) -> Found:
+    """Device time by kernel of "decode" or "update", written to FOLDER/WHAT.txt."""
+    if what == "decode":
+        _, work = _decoder(bench, *bench.size.rollouts[0])
+    else:
+        work = partial(bench.train, _updater(bench, bench.size.updates[0], bench.size.rows(bench.size.updates[0])))
+    work()
+    began = time.perf_counter()
+    with jax.profiler.trace(bench.folder / what):
+        work()
+    wall_s, found = time.perf_counter() - began, traces.kernels(bench.folder / what)
+    busy_s = sum(kernel.seconds for kernel in found)
+    lines = [f"{1e3 * k.seconds:10.3f} ms {k.seconds / busy_s:6.1%} {k.calls:7} x  {k.module}  {k.name}" for k in found]
+    path = bench.folder / f"{what}.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return bool(found), {"wall_s": wall_s, "device_s": busy_s, "kernels": len(found), "file": str(path)}
+
+
+def longest(bench: Bench, length: str) -> Found:
+    """An update of one row of that length."""
+    return True, _timed_update(bench, int(length), 1, 1) | {"response_tokens": int(length) + 1 - PROMPT}
 
 
 CHECKS = {
-    "machine": machine, "speed": speed, "kernel": kernel, "gap": gap, "rollout": rollout, "update": update,
-    "step": step, "longest": longest,
-}  # fmt: skip
+    check.__name__: check for check in (ceilings, kernel, heads, rollout, gap, update, apply, step, profile, longest)
+}
 
 
-def attempt(check: str, size: str) -> dict[str, Any]:
-    """What a check found: status ("ok", "failed" or "does not fit"), values, and a note.
-
-    Errors other than too little memory are raised.
-    """
-    kind, _, argument = check.partition("/")
+def _decoder(bench: Bench, context: int, slots: int) -> tuple[RolloutEngine, Callable[[], None]]:
+    size, model = bench.size, bench.size.model()
+    config = size.config({"rollout.slots": slots, "rollout.max_response_tokens": size.decoded})
+    prompts = _prompts(model.vocab_size, slots, context - size.decoded)
+    sampling = Sampling(max_response_tokens=size.decoded)
     try:
-        holds, values = CHECKS[kind](SIZES[size], argument)
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return {"status": "does not fit", "values": {}, "note": " ".join(str(error).split())[:300]}
-    return {"status": "ok" if holds else "failed", "values": values, "note": ""}
+        engine = RolloutEngine(model, bench.mesh, config.rollout)
+    except UserError as error:  # the engine's own arithmetic says that it does not fit
+        raise MemoryError(str(error)) from error
+
+    def generate() -> None:
+        list(engine.generate(bench.params(), prompts, 1, sampling, 0))
+
+    return engine, generate
 
 
-def _update(size: Size, length: int, rows: int, repeats: int) -> dict[str, float]:
-    model, mesh = size.model(), _mesh(size)
-    config = size.config({"updates.row_lengths": (length,), "updates.rows": rows})
-    state, learn = init_state(model, config, mesh), make_update(model, config, mesh)
-    rng = np.random.default_rng(0)
+def _updater(bench: Bench, length: int, rows: int) -> Callable[[TrainState], tuple[TrainState, dict[str, float]]]:
+    model, config = bench.size.model(), bench.size.config({"updates.row_lengths": (length,), "updates.rows": rows})
+    rng, learn = np.random.default_rng(0), make_update(model, config, bench.mesh)
     guess = np.full(length + 1, -np.log(model.vocab_size), np.float32)
     sequences = [
         Sequence(rng.integers(0, model.vocab_size, length + 1, np.int32), _mask(length + 1), (-1.0) ** row, guess)
         for row in range(rows)
     ]
     batches, _ = pack(sequences, config.updates)  # full rows here, too
-    timed = []
+    return lambda state: learn(state, batches, 1.0)
+
+
+def _timed_update(bench: Bench, length: int, rows: int, repeats: int) -> dict[str, float]:
+    learn, times = _updater(bench, length, rows), []
     for _ in range(repeats + 1):
-        state, metrics = learn(state, batches, 1.0)
-        timed.append(metrics)
-    rates = {name: statistics.median(metrics[name] for metrics in timed[1:]) for name in ("tokens_per_s", "peak_share")}
-    return {"row_length": length, "rows": rows} | rates | _memory()
+        began = time.perf_counter()
+        metrics = bench.train(learn)
+        times.append(time.perf_counter() - began)
+    seconds = statistics.median(times[1:])
+    return {"rows": rows, "tokens_per_s": rows * length / seconds, "tflops": metrics["flops"] / seconds / 1e12}
 
 
-def _memory() -> dict[str, float]:
-    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {"peak_gib": peak / 2**30} if peak else {}
+def _logprobs(bench: Bench, model: Any, rows: Any) -> np.ndarray:
+    logprobs, _ = jax.jit(make_logprobs(model, bench.mesh))(bench.params(), put_rows(rows, bench.mesh), jnp.float32(1))
+    return np.asarray(logprobs)
 
 
-def _mesh(size: Size) -> jax.sharding.Mesh:
-    return make_mesh(size.config().mesh, jax.devices()[:1])
+def _fastest(work: Callable, x: jax.Array) -> float:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        x = jax.block_until_ready(work(x))
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _mask(length: int) -> np.ndarray:

@@ -1,35 +1,19 @@
-"""The results as tables."""
+"""The results as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from rich.table import Table
 
-from polaris_jax.gpu_check.runner import CheckResults, Result
-
-TITLES = {
-    "speed": "products and copies of this machine",
-    "kernel": "kernels: error against float32, and the portable version's",
-    "gap": "log-probs, sampler to trainer",
-    "rollout": "decoding",
-    "update": "update",
-    "step": "one whole step",
-    "longest": "rows tried in search of the longest that trains",
-}
+from polaris_jax.gpu_check.runner import CheckResults, Result, found
 
 
-def tables(outcome: CheckResults) -> Iterator[Table]:
-    """One table for each kind of check."""
-    for kind, title in TITLES.items():
-        results = [r for r in outcome.results if r.check.partition("/")[0] == kind]
-        columns = list(dict.fromkeys(name for r in results for name in r.values))
-        if not results:
-            continue
-        table = Table("check", "status", *columns, title=title)
-        for r in results:
-            table.add_row(r.check, r.status, *(number(r.values.get(name)) for name in columns))
-        yield table
+def table(outcome: CheckResults) -> Table:
+    """One row a check. of_copy, of_product, of_peer: relative to copies and products of this machine, and to torch."""
+    title = ", ".join(f"{name} {value}" for name, value in outcome.machine.items())
+    rows = Table("check", "status", "s", "found", title=f"size {outcome.size}: {title}")
+    for r in outcome.results:
+        rows.add_row(r.check, r.status, f"{r.seconds:.0f}", found(r))
+    return rows
 
 
 def longest_response(outcome: CheckResults) -> str:
@@ -48,11 +32,4 @@ def failed(outcome: CheckResults) -> list[Result]:
 
 
 def _kernel_too_large(r: Result) -> bool:
-    return r.check.startswith("kernel/") and r.status == "does not fit"
-
-
-def number(value: object) -> str:
-    """Three digits of a number; other values as they are."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "" if value is None else str(value)
+    return r.check.startswith(("kernel/", "heads/")) and r.status == "does not fit"

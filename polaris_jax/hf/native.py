@@ -66,7 +66,7 @@ def _state_directory(directory: Path, step: int | None) -> Path:
     if step is not None and step not in steps:
         raise UserError(f"{checkpoints}: no step {step}; there are {', '.join(map(str, steps))}")
     path = checkpoints / str(steps[-1] if step is None else step)
-    if (path / CHECKSUMS).exists() and (problem := damage(path)):
+    if (path / CHECKSUMS).exists() and (problem := next(iter(damage(path).values()), None)):
         raise UserError(f"{path}: {problem}; there are the steps {', '.join(map(str, steps))}")
     return path / "state"
 

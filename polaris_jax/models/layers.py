@@ -1,4 +1,7 @@
-"""Linear layers and norms: a parameter is float32, has logical axis names, and is cast to the compute dtype in use."""
+"""Linear layers and norms: a parameter is float32, has logical axis names, and is cast to the compute dtype in use.
+
+Gradients of parameters are float32 from the first sum on (ops/matmul.py).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from polaris_jax.ops.matmul import matmul
+from polaris_jax.ops.matmul import biased, matmul, scaled
 
 
 class Linear(nn.Module):
@@ -25,17 +28,17 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         scale = self.get_variable("params", "kernel_scale", None)
         x_ND = x.reshape(-1, x.shape[-1])
         if scale is None:
-            y = matmul(x_ND, kernel, kernel.dtype)
+            y = matmul(x_ND, kernel, self.dtype)
         else:
-            y = (jnp.matmul(x_ND, kernel, preferred_element_type=jnp.float32) * scale).astype(kernel.dtype)
+            y = (matmul(x_ND, kernel, "float32") * scale).astype(self.dtype)
         y = checkpoint_name(y, "projection")
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            y = y + self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
+            y = biased(y, self.param("bias", init, (self.features,), jnp.float32))
         return y.reshape(*x.shape[:-1], -1)
 
 
@@ -65,4 +68,4 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(self.dtype) * scale.astype(self.dtype)
+        return scaled(normed.astype(self.dtype), scale)

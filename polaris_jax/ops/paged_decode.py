@@ -1,7 +1,7 @@
 """Decoding kernels that read a paged cache through its page table, one query a row: Pallas for GPUs and for TPUs.
 
 Both also see the tokens that are not in the cache yet, so that attention is one or two launches, and read nothing but
-the pages that a row fills, however wide the table is. (Those that come with JAX want another layout of the pages.)
+the pages that a row fills, however wide the table is. (JAX's own kernels want another layout of the pages.)
 """
 
 from __future__ import annotations

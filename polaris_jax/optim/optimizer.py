@@ -15,7 +15,7 @@ from polaris_jax.optim.adam import scale_by_adam
 from polaris_jax.optim.moments import Blocks
 from polaris_jax.sharding.rules import replicated
 
-FIRST_LOSS_SCALE = 2.0**12  # float16 only
+FIRST_LOSS_SCALE, LEAST_LOSS_SCALE = 2.0**16, 2.0  # float16 only; of a loss that is a mean
 GROW_AFTER = 100  # finite updates until the loss scale doubles
 MUON_RMS = 0.2  # root mean square of Muon's updates, as AdamW's are in practice (arXiv 2502.16982, section 2.2)
 
@@ -145,31 +145,35 @@ def apply_gradients(
     """One update of all parameters, or none where it is not to be trained on.
 
     grads: float32, like params, not multiplied by the loss scale. usable: bool, whether the loss and what the sampler
-    recorded are finite; an update is skipped where it is False or a gradient is not finite. Returns the new parameters
-    and state, and grad_norm (before the clip), update_norm, learning_rate and skipped.
+    recorded are finite; an update is skipped where it is False or a gradient is not finite. With a loss scale that can
+    be halved, gradients alone that are not finite are an overflow: then the scale is halved and the update is neither
+    made nor counted as skipped. Returns the new parameters and state, and grad_norm (before the clip), update_norm,
+    learning_rate, skipped and overflow.
     """
     norm = optax.tree.norm(grads)
     learn = usable & jnp.isfinite(norm)
+    overflow = usable & ~learn & (state.loss_scale > LEAST_LOSS_SCALE)
     updates, inner = optimizer.update(grads, state.inner, params)
     # Chosen leaf by leaf, within the pass that writes it. `optax.apply_if_finite` branches with `lax.cond`, which
     # copies the whole state, and after so many updates that are not finite it accepts one.
     updates = jax.tree.map(lambda u: jnp.where(learn, u, 0), updates)
     kept = jax.tree.map(lambda new, old: jnp.where(learn, new, old), inner, state.inner)
-    scale, finite_in_a_row = _next_scale(state.loss_scale, learn, jnp.where(learn, state.finite_in_a_row + 1, 0))
-    skipped = 1 - learn.astype(jnp.int32)
-    skipped_in_a_row = jnp.where(learn, 0, state.skipped_in_a_row + 1)
+    scale, finite_in_a_row = _next_scale(state.loss_scale, overflow, jnp.where(learn, state.finite_in_a_row + 1, 0))
+    skipped = (~learn & ~overflow).astype(jnp.int32)
+    skipped_in_a_row = jnp.where(learn, 0, state.skipped_in_a_row + skipped)
     metrics = {
         "grad_norm": norm,
         "update_norm": optax.tree.norm(updates),
         "learning_rate": inner[-1].hyperparams["learning_rate"],
         "skipped": skipped,
+        "overflow": overflow,
     }
     state = OptState(kept, state.skipped + skipped, skipped_in_a_row, scale, finite_in_a_row)
     return optax.apply_updates(params, updates), state, metrics
 
 
-def _next_scale(scale, finite, finite_in_a_row):
+def _next_scale(scale, overflow, finite_in_a_row):
     """Dynamic loss scale (arXiv 1710.03740): halved by an overflow, doubled after a while without; 1 stays 1."""
-    grow = finite & (finite_in_a_row >= GROW_AFTER)
-    changed = jnp.where(finite, jnp.where(grow, scale * 2, scale), scale / 2)
-    return jnp.where(scale == 1, scale, jnp.maximum(changed, 2.0)), jnp.where(grow, 0, finite_in_a_row)
+    grow = (scale > 1) & (finite_in_a_row >= GROW_AFTER)
+    changed = jnp.where(overflow, scale / 2, jnp.where(grow, scale * 2, scale))
+    return changed, jnp.where(grow, 0, finite_in_a_row)

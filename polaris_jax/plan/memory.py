@@ -99,9 +99,14 @@ def _largest(model: ModelConfig, mesh: AbstractMesh) -> int:
 def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfigDict) -> float:
     """Bytes of what the optimizer keeps beside the parameters, its moments, on one device."""
     chain, shapes = make_optimizer(optimizer, 1), nn.unbox(param_shapes(model))
-    kept = jax.eval_shape(chain.init, shapes)
-    laid = opt_state_shardings(chain, shapes, param_shardings(model, mesh), mesh).inner
-    arrays = zip(jax.tree.leaves(kept), jax.tree.leaves(laid), strict=True)
+    laid: list[Any] = []
+
+    def init(shapes):  # traced, since optax makes scalars of the state where it lays it out
+        laid.append(opt_state_shardings(chain, shapes, param_shardings(model, mesh), mesh).inner)
+        return chain.init(shapes)
+
+    kept = jax.eval_shape(init, shapes)
+    arrays = zip(jax.tree.leaves(kept), jax.tree.leaves(laid[0]), strict=True)
     return float(sum(math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize for x, where in arrays))
 
 

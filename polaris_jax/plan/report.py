@@ -6,7 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -147,30 +148,58 @@ def to_json(plan: Plan) -> str:
 
 
 def picture(plan: Plan) -> Figure:
-    """Memory of a device over the step, a panel for each stage: bars by phase, with the least time of each."""
-    figure, panels = plt.subplots(1, len(plan.stages), figsize=(4.2 * len(plan.stages), 4), sharey=True, squeeze=False)
-    colours = dict(zip(COMPONENTS, plt.get_cmap("tab10").colors, strict=False))
-    for panel, stage in zip(panels[0], plan.stages, strict=True):
-        _bars(panel, stage, colours)
-        panel.axhline(plan.usable / GIB, color="black", linewidth=1, linestyle="--")
-        panel.set_title(f"{stage.name}, {stage.step_s:,.0f} s a step")
-    panels[0][0].set_ylabel(f"GiB a device of {plan.topology.name}")
+    """Memory of a device over the step, a panel for each stage: bars by phase, with the time of each.
+
+    Times are those of the stage's title: at the assumed share of the roofline's speed.
+    """
+    figure = Figure(figsize=(max(9.0, 4.6 * len(plan.stages)), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(plan.stages), sharey=True, squeeze=False)[0]
+    colours = dict(zip(COMPONENTS, colormaps["tab10"].colors, strict=False))
+    largest = max(sum(stage.memory[phase].values()) for stage in plan.stages for phase in PHASES)
+    unit, name = (GIB, "GiB") if largest >= GIB else (2**20, "MiB")
+    for panel, stage in zip(panels, plan.stages, strict=True):
+        _bars(panel, stage, colours, unit, plan.assumed.achieved)
+        if plan.usable < 3 * largest:  # else it would press the bars flat
+            panel.axhline(plan.usable / unit, color="black", linewidth=1, linestyle="--")
+        panel.set_title(f"{stage.name}: {duration(stage.step_s)} a step")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"{name} a device, of {plan.usable / unit:,.0f} {name} that can be filled")
+    figure.suptitle(f"{plan.topology.name}, times at {plan.assumed.achieved:.0%} of the roofline's speed")
     handles = {
-        label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    )
     return figure
 
 
-def _bars(panel: plt.Axes, stage: StagePlan, colours: dict) -> None:
+def duration(seconds: float) -> str:
+    """Such as 11 us, 2.6 ms, 48 s, 19 min, 1 h 12 min or 3.1 days."""
+    for most, size, unit in ((1e-3, 1e-6, "us"), (1, 1e-3, "ms"), (120, 1, "s")):
+        if seconds < most:
+            return (
+                f"{float(f'{seconds / size:.2g}'):g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
+            )
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * 86400:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _bars(panel: Axes, stage: StagePlan, colours: dict, unit: float, achieved: float) -> None:
     bottoms = [0.0] * len(PHASES)
     for name in COMPONENTS:
-        heights = [stage.memory[phase].get(name, 0.0) / GIB for phase in PHASES]
+        heights = [stage.memory[phase].get(name, 0.0) / unit for phase in PHASES]
         if any(heights):
-            panel.bar(range(len(PHASES)), heights, 0.95, bottoms, label=name, color=colours[name])
+            panel.bar(range(len(PHASES)), heights, 0.9, bottoms, label=name, color=colours[name])
             bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    panel.set_xticks(range(len(PHASES)), [f"{phase}\n{stage.limit_s[phase][0]:.3g} s" for phase in PHASES], fontsize=8)
+    for place, top in enumerate(bottoms):
+        panel.annotate(f"{top:,.3g}", (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    times = [duration(stage.limit_s[phase][0] / achieved) for phase in PHASES]
+    panel.set_xticks(range(len(PHASES)), [f"{p}\n{t}" for p, t in zip(PHASES, times, strict=True)], fontsize=8)
 
 
 def save(plan: Plan, directory: str | Path) -> None:
@@ -178,7 +207,5 @@ def save(plan: Plan, directory: str | Path) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / "plan.json", to_json(plan))
-    figure = picture(plan)
     with staged(directory / "plan.png") as path:
-        figure.savefig(path, dpi=120)
-    plt.close(figure)
+        picture(plan).savefig(path, dpi=120)

@@ -21,10 +21,20 @@ def final_box(response: str, *, require_think: bool = True) -> str | Reason:
     not occur, `\fbox{...}` is the box. With `require_think=False` a response without `</think>` is read from its start
     (models that do not think).
     """
+    final = final_text(response, require_think=require_think)
+    return final if isinstance(final, Reason) else box_of(final)
+
+
+def final_text(response: str, *, require_think: bool = True) -> str | Reason:
+    """What follows the last `</think>`, or NO_THINK_END; as in `final_box`."""
     end = response.rfind(THINK_END)
     if end < 0 and require_think:
         return Reason.NO_THINK_END
-    final = response[end + len(THINK_END) :] if end >= 0 else response
+    return response[end + len(THINK_END) :] if end >= 0 else response
+
+
+def box_of(final: str) -> str | Reason:
+    r"""Content of the last complete box of a final text, or NO_BOX; as in `final_box`."""
     box = last_box(final, "boxed" if "\\boxed" in final else "fbox")
     return Reason.NO_BOX if box is None else box
 

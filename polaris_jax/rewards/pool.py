@@ -4,22 +4,28 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-from polaris_jax.rewards.answers import alternatives, final_box, judge_integers
+from polaris_jax.rewards.answers import alternatives, final_text
+from polaris_jax.rewards.functions import RewardFunction
+from polaris_jax.rewards.kinds import KINDS, MAX_TEXT, Question
 from polaris_jax.rewards.process import WorkerDied, WorkerNeverBegan, WorkerProcess, WorkerTimedOut
-from polaris_jax.rewards.verdict import Reason, Verdict
+from polaris_jax.rewards.verdict import Reason, Score, Verdict
+from polaris_jax.types import Problem
 
-MAX_TEXT = 20_000  # characters of a box or of all ground truths; no answer is that long
 MIN_MEMORY_BYTES = 64 << 20
 START_AGAIN_S = 1.0
 ATTEMPTS = 2  # per case: a worker that dies is replaced and the case tried once more
 
 
 class _Task(NamedTuple):
-    box: str
-    golds: list[str]
+    """A request of `worker.py`, or the reason that is known without one; calls of reward functions, as requests."""
+
+    question: Question
+    calls: list[list]
     future: Future
 
 
@@ -56,31 +62,49 @@ class VerifierPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, response: str, answer: object) -> "Future[Verdict]":
-        """Judge `response` against `answer` (string, number, or list of alternatives); returns at once.
+    def submit(self, response: str, answer: object, functions: Sequence[RewardFunction] = ()) -> "Future[Verdict]":
+        """Judge `response` against `answer`; returns at once.
 
-        The future gives a Verdict and never raises. Raises RuntimeError on a closed pool.
+        answer: a Problem, whose kind says how; or a string, a number, or a list of alternatives, as mathematics.
+        functions: what else scores the response, each within the limits of a case; they need a Problem. The future
+        gives a Verdict and never raises. Raises RuntimeError on a closed pool.
         """
         if os.getpid() != self._owner:
             raise RuntimeError("this VerifierPool belongs to another process; make one after the fork")
         self._refuse_if_closed()
         future: Future[Verdict] = Future()
-        box = final_box(response, require_think=self._require_think)
-        if isinstance(box, Reason):
-            future.set_result(Verdict(False, box))
+        question = self._question(response, answer)
+        if isinstance(question, Reason) and not functions:
+            future.set_result(_verdict(question))
             return future
-        golds = alternatives(answer)
-        if not golds or not box.strip() or len(box) > MAX_TEXT or sum(map(len, golds)) > MAX_TEXT:
-            future.set_result(Verdict(False, Reason.UNPARSABLE))
-            return future
-        reason = judge_integers(box, golds)
-        if reason is not None:
-            future.set_result(Verdict(reason is Reason.EQUAL, reason))
-            return future
+        calls = [["call", function, response, asdict(answer)] for function in functions]
         with self._lock:
             self._refuse_if_closed()
-            self._tasks.put(_Task(box, golds, future))
+            self._tasks.put(_Task(question, calls, future))
         return future
+
+    def _question(self, response: str, answer: object) -> Question:
+        problem = answer if isinstance(answer, Problem) else Problem("", "", tuple(alternatives(answer)))
+        final = final_text(response, require_think=self._require_think)
+        if isinstance(final, Reason):
+            return final
+        golds = alternatives(problem.answers) if problem.kind == "math" else list(problem.answers)
+        return KINDS[problem.kind](final, golds if sum(map(len, golds)) <= MAX_TEXT else [], problem.metadata)
+
+    def check(self, functions: Sequence[RewardFunction]) -> str:
+        """Imports the functions in a worker of the pool's limits: what went wrong with the first that cannot be, or "".
+
+        Waits for it. A function is called with the run's first responses only, so that its own faults are not found.
+        """
+        worker = self._start()
+        try:
+            for function in functions:
+                worker, reply = self._ask(worker, ["load", function])
+                if reply:
+                    return f"{function.file}: {function.name}: {reply}"
+        finally:
+            worker.kill()
+        return ""
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -114,8 +138,13 @@ class VerifierPool:
         worker = self._start()
         while (task := self._tasks.get()) is not None:
             if task.future.set_running_or_notify_cancel():
-                worker, reason = self._judge(worker, task)
-                task.future.set_result(Verdict(reason is Reason.EQUAL, reason))
+                reply, scores = task.question, []
+                if not isinstance(reply, Reason):
+                    worker, reply = self._ask(worker, reply)
+                for call in task.calls:
+                    worker, found = self._ask(worker, call)
+                    scores.append(Score(0.0, str(found)) if isinstance(found, str) else Score(*found))
+                task.future.set_result(_verdict(reply, tuple(scores)))
         worker.kill()
 
     def _start(self) -> WorkerProcess:
@@ -125,13 +154,13 @@ class VerifierPool:
             except OSError:  # no memory or no process id just now: a feeder that ended would leave its cases behind
                 time.sleep(START_AGAIN_S)
 
-    def _judge(self, worker: WorkerProcess, task: _Task) -> tuple[WorkerProcess, Reason]:
-        """The case's reason, and the worker to use from now on."""
+    def _ask(self, worker: WorkerProcess, request: list) -> tuple[WorkerProcess, Any]:
+        """The worker to use from now on, and its reply to a request, or a Reason where it gave none."""
         deaths = 0
         while deaths < ATTEMPTS:
             try:
                 worker = self._ready(worker)
-                return worker, Reason(worker.ask([task.box, task.golds], self._timeout_s))
+                return worker, worker.ask(request, self._timeout_s)
             except WorkerTimedOut:
                 worker.kill()
                 return self._start(), Reason.TIMED_OUT
@@ -153,6 +182,14 @@ class VerifierPool:
             worker.kill()
             worker = self._start()
         raise WorkerDied("no worker could be started")
+
+
+def _verdict(reply: Any, scores: tuple[Score, ...] = ()) -> Verdict:
+    """The verdict of a worker's reply: a reason, or a scorer's number, of which 1 or more is right."""
+    if isinstance(reply, str):
+        return Verdict(reply == Reason.EQUAL, Reason(reply), scores=scores)
+    right = reply >= 1
+    return Verdict(right, Reason.EQUAL if right else Reason.UNEQUAL, 0.0 if right else float(reply), scores)
 
 
 _default_pool: VerifierPool | None = None

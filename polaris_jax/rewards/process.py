@@ -12,7 +12,7 @@ from pathlib import Path
 
 HEADER = struct.Struct("!I")
 COMMAND = (sys.executable, "-P", "-m", "polaris_jax.rewards.worker")
-IMPORTING = "importing"  # what a worker says before it imports sympy, once in its life, and "" behind it
+IMPORTING = "importing"  # what a worker says before it imports what a case needs, and "" behind it
 START_TIMEOUT_S = 60.0
 IDLE_SHARE = 0.1  # of the timeout; a worker that got less of a processor was stopped, or had no machine
 
@@ -79,11 +79,11 @@ class WorkerProcess:
             raise
 
     def _verdict(self, deadline: float, timeout_s: float) -> object:
-        """The reply, for which the clock starts anew where the worker had to import sympy first."""
+        """The reply, for which the clock starts anew where the worker had to import something first."""
         reply = self._receive(deadline)
-        if reply == IMPORTING:
+        while reply == IMPORTING:
             reply = self._receive(time.monotonic() + START_TIMEOUT_S)
-            reply = reply or self._receive(time.monotonic() + timeout_s)
+            reply = self._receive(time.monotonic() + timeout_s) if reply == "" else reply
         return reply
 
     def _cpu_s(self) -> float:

@@ -1,9 +1,16 @@
 """One verifier worker: `python -m polaris_jax.rewards.worker TIMEOUT_S MEMORY_BYTES`.
 
-Speaks length-prefixed JSON on its standard input and output: the request is `[box, [ground truth, ...]]`, the reply
-is an empty one when the case begins and then its `Reason`; a first empty reply says that the worker is up. Before it
-imports sympy it says so, and sends an empty reply when it has. It bounds its own memory, gives up on a case shortly
-before the pool would kill it, and ends when its input ends, that is when the process that started it is gone.
+Speaks length-prefixed JSON on its standard input and output. A request is a case, one of
+
+    ["judge", box, [ground truth, ...]]       reply: a `Reason`
+    ["gym", answer, metadata]                 a scorer's number
+    ["call", function, response, problem]     a reward function's [number, error]
+    ["load", function]                        why it cannot be imported, or nothing
+
+with a `Reason` as the reply where time or memory ran out. An empty reply comes before it, when the case begins; a first
+one says that the worker is up. Before it imports sympy, reasoning-gym or a user's file it says so, and sends an empty
+reply when it has. It bounds its own memory, gives up on a case shortly before the pool would kill it, and ends when its
+input ends, that is when the process that started it is gone.
 """
 
 import json
@@ -12,13 +19,16 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from polaris_jax.mathematics import importing_sympy, judge
+from polaris_jax.rewards import functions, gym
+from polaris_jax.rewards.functions import RewardFunction
 from polaris_jax.rewards.verdict import Reason
+from polaris_jax.types import Problem
 
 IMPORTING = "importing"
 HEADER = struct.Struct("!I")
@@ -40,17 +50,17 @@ def main(timeout_s: float, memory_bytes: int) -> None:
     _send(replies, "")
     while (request := _receive(requests)) is not None:
         _send(replies, "")  # from here on the case may have killed this worker
-        reason = _answer(request, timeout_s)
-        _send(replies, reason)
-        if reason is Reason.OVER_MEMORY:
+        reply = _answer(request, timeout_s)
+        _send(replies, reply)
+        if reply is Reason.OVER_MEMORY:
             return  # the pool starts a worker whose memory is not in pieces
 
 
-def _answer(request: list, timeout_s: float) -> Reason:
-    box, golds = request
+def _answer(request: list, timeout_s: float) -> Any:
+    kind, *case = request
     _set_clocks(timeout_s)
     try:
-        return Reason(judge(box, golds))
+        return CASES[kind](*case)
     except OutOfTime:
         return Reason.TIMED_OUT
     except MemoryError:
@@ -59,9 +69,54 @@ def _answer(request: list, timeout_s: float) -> Reason:
         _set_clocks(0)
 
 
+def _judge(box: str, golds: list[str]) -> Reason:
+    return Reason(judge(box, golds))
+
+
+def _score(answer: str, metadata: str) -> float | Reason:
+    try:
+        if "reasoning_gym" not in sys.modules:
+            with importing_sympy.get()():
+                gym.load()
+        return gym.score(answer, metadata)
+    except Exception:  # a scorer that cannot read an answer
+        return Reason.UNPARSABLE
+
+
+def _call(function: list[str], response: str, problem: dict[str, Any]) -> tuple[float, str]:
+    if error := _load(function):
+        return 0.0, error
+    try:
+        asked = Problem(**problem | {"answers": tuple(problem["answers"])})
+        return functions.call(RewardFunction(*function), response, asked), ""
+    except (MemoryError, OutOfTime):
+        raise
+    except BaseException as error:  # sys.exit() too: it is the function that ends, not the worker
+        return 0.0, _words(error)
+
+
+def _load(function: list[str]) -> str:
+    found = RewardFunction(*function)
+    try:
+        with nullcontext() if functions.is_loaded(found) else importing_sympy.get()():
+            functions.find(found)
+    except (MemoryError, OutOfTime):
+        raise
+    except BaseException as error:
+        return _words(error)
+    return ""
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+CASES: dict[str, Callable[..., Any]] = {"judge": _judge, "gym": _score, "call": _call, "load": _load}
+
+
 @contextmanager
 def _importing(replies: BinaryIO, timeout_s: float) -> Iterator[None]:
-    """Stops the clock while sympy is imported, once in a worker's life: half an import would spoil the worker."""
+    """Stops the clock while something is imported, once in a worker's life: half an import would spoil the worker."""
     _set_clocks(0)
     _send(replies, IMPORTING)
     yield
@@ -88,7 +143,7 @@ def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
 
 
-def _send(stream: BinaryIO, reply: str) -> None:
+def _send(stream: BinaryIO, reply: Any) -> None:
     body = json.dumps(reply).encode()
     stream.write(HEADER.pack(len(body)) + body)
     stream.flush()

@@ -1,7 +1,7 @@
-"""Exploration: what a step trains on where all rewards of a group are equal, so that it has no advantages.
+"""Exploration: what a step trains on where all responses of a group are right, or all wrong.
 
 Rollout rescue gives a group that failed a right response of an earlier visit. Informative substitution gives the place
-of a group of equal rewards to a copy of one with mixed rewards. Rescue comes first, then substitution, then the
+of such a group to a copy of one in which some are right and some wrong. Rescue comes first, then substitution, then the
 advantages. Both act on what is trained on only: accuracies and metrics are those of what was sampled.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from polaris_jax.types import Group, Rollout
+from polaris_jax.types import Group, Rollout, Solution
 
 Marks = frozenset[tuple[int, int]]  # (group, sample) of rollouts that the current policy did not sample
 STREAM = 1  # keeps these draws apart from the others that come from a seed and a step
@@ -33,11 +33,11 @@ class Explored(NamedTuple):
     mixed: int
 
 
-def explore(groups: Sequence[Group], solutions: Mapping[str, Rollout], config: ConfigDict, step: int) -> Explored:
+def explore(groups: Sequence[Group], solutions: Mapping[str, Solution], config: ConfigDict, step: int) -> Explored:
     """Rescue and substitution as `config.algorithm` says; the same for the same seed, step and arguments.
 
-    solutions: problem id -> a right response of an earlier visit, as `remember` keeps them. Rewards are the verifier's,
-    before any punishment of length.
+    solutions: problem id -> a right response of an earlier visit, as `remember` keeps them. What is right and what is
+    mixed the verifier says, whatever other rewards there are.
     """
     rng = np.random.default_rng([config.seed, step, STREAM])
     found, off_policy = list(groups), frozenset()
@@ -51,12 +51,12 @@ def explore(groups: Sequence[Group], solutions: Mapping[str, Rollout], config: C
 
 
 def rescue(
-    groups: Sequence[Group], solutions: Mapping[str, Rollout], max_tokens: int, rng: np.random.Generator
+    groups: Sequence[Group], solutions: Mapping[str, Solution], max_tokens: int, rng: np.random.Generator
 ) -> tuple[list[Group], Marks]:
     """In each group without a right rollout, one at random gives way to the problem's solution, where there is one.
 
     A solution of more than `max_tokens`, which an earlier stage allowed, is not used. Returns the groups and the marks
-    of the rescued rollouts.
+    of the rescued rollouts. A rescued response has the reward that it earned when it was sampled.
 
     The current policy did not sample a rescued response: it is off-policy. Its recorded log-probs, those of the policy
     and the temperature that sampled it, are the denominator of its ratio. With its advantage, which is positive, the
@@ -66,12 +66,12 @@ def rescue(
     rescued, marks = list(groups), set()
     for n, group in enumerate(groups):
         solution = solutions.get(group.problem.id)
-        if group.accuracy > 0 or solution is None or len(solution.tokens) > max_tokens:
+        if group.accuracy > 0 or solution is None or len(solution.rollout.tokens) > max_tokens:
             continue
         sample = int(rng.integers(len(group.rollouts)))
-        rollouts, rewards = list(group.rollouts), group.rewards.copy()
-        rollouts[sample], rewards[sample] = solution, 1.0
-        rescued[n] = group.replace(rollouts=tuple(rollouts), rewards=rewards)
+        rollouts, rewards, correct = list(group.rollouts), group.rewards.copy(), group.correct.copy()
+        rollouts[sample], rewards[sample], correct[sample] = solution.rollout, solution.reward, True
+        rescued[n] = group.replace(rollouts=tuple(rollouts), rewards=rewards, correct=correct)
         marks.add((n, sample))
     return rescued, frozenset(marks)
 
@@ -94,7 +94,7 @@ def substitute(groups: Sequence[Group], off_policy: Marks, rng: np.random.Genera
     return [groups[source] for source in sources], frozenset(marks)
 
 
-def remember(solutions: Mapping[str, Rollout], groups: Sequence[Group], most_bytes: float) -> dict[str, Rollout]:
+def remember(solutions: Mapping[str, Solution], groups: Sequence[Group], most_bytes: float) -> dict[str, Solution]:
     """The solutions with a right rollout of each of these groups that has one, the newest last.
 
     A problem's newest replaces its older one. Where they take more than `most_bytes` together, the least recently
@@ -103,16 +103,17 @@ def remember(solutions: Mapping[str, Rollout], groups: Sequence[Group], most_byt
     """
     new = {}
     for group in groups:
-        for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
-            if reward == 1 and np.isfinite(rollout.logprobs).all():
-                new[group.problem.id] = replace(rollout, logprobs=rollout.logprobs.astype(np.float16))
+        for rollout, reward, correct in zip(group.rollouts, group.rewards, group.correct, strict=True):
+            if correct and np.isfinite(rollout.logprobs).all():
+                compact = replace(rollout, logprobs=rollout.logprobs.astype(np.float16))
+                new[group.problem.id] = Solution(compact, float(reward))
                 break
-    kept = {name: rollout for name, rollout in solutions.items() if name not in new} | new
-    size = sum(map(rollout_bytes, kept.values()))
+    kept = {name: solution for name, solution in solutions.items() if name not in new} | new
+    size = sum(rollout_bytes(solution.rollout) for solution in kept.values())
     for name in list(kept):
         if size <= most_bytes:
             break
-        size -= rollout_bytes(kept.pop(name))
+        size -= rollout_bytes(kept.pop(name).rollout)
     return kept
 
 

@@ -15,10 +15,11 @@ count. `rows` is a `PackedBatch`; `algorithm` is the section of that name of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from polaris_jax.types import PackedBatch
@@ -151,11 +152,18 @@ def merge_totals(a: tuple[dict, dict], b: tuple[dict, dict]) -> tuple[dict, dict
     return jax.tree.map(jnp.add, a[0], b[0]), jax.tree.map(jnp.maximum, a[1], b[1])
 
 
-def divisor(sums: dict[str, jax.Array], config: ConfigDict) -> jax.Array:
-    """What the summed loss and its gradient are divided by, once, for all rows of all hosts."""
-    tokens, sequences = sums["tokens"], sums["sequences"]
+def divisor(batches: Sequence[PackedBatch], config: ConfigDict) -> np.float32:
+    """What the summed loss of batches is divided by, for all their rows together; at least 1. batches: on the host."""
+    tokens = sum(np.count_nonzero(batch.mask) for batch in batches)
+    sequences = sum(map(_trained_sequences, batches))
     count = denominator(config.algorithm.aggregation, tokens, sequences, config.rollout.max_response_tokens)
-    return jnp.maximum(count, 1)
+    return np.float32(max(count, 1))
+
+
+def _trained_sequences(batch: PackedBatch) -> int:
+    """How many sequences of a batch on the host have a token to train on."""
+    numbers_RT = batch.segment_ids + np.arange(len(batch.mask))[:, None] * (batch.mask.shape[1] + 1)
+    return np.count_nonzero(np.bincount(numbers_RT[batch.mask > 0]))
 
 
 def token_weights(rows: PackedBatch, aggregation: str) -> jax.Array:

@@ -40,7 +40,7 @@ def from_rollouts(
     """One `Sequence` per rollout: the prompt, then the response, which is what is trained on.
 
     advantages_NG: float32 [groups, samples]. off_policy: (group, sample) of the rollouts the current policy did not
-    sample. truncated: whether responses that were cut off at the limit are among them. An empty response raises
+    sample. truncated: whether responses that were truncated at the limit are among them. An empty response raises
     ValueError: there is nothing to train on.
     """
     sequences = []

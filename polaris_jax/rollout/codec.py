@@ -67,17 +67,17 @@ def rollouts_from_arrays(arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, 
     return rollouts
 
 
-def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
+def to_bytes(rollouts: Sequence[Rollout], dtypes: Mapping[str, type] = DTYPES) -> bytes:
     """The arrays as an npz file."""
     buffer = io.BytesIO()
-    np.savez(buffer, **rollouts_to_arrays(rollouts))
+    np.savez(buffer, **rollouts_to_arrays(rollouts, dtypes))
     return buffer.getvalue()
 
 
-def from_bytes(data: bytes) -> list[Rollout]:
-    """The rollouts of `to_bytes`, to the bit."""
+def from_bytes(data: bytes, dtypes: Mapping[str, type] = DTYPES) -> list[Rollout]:
+    """The rollouts of `to_bytes` with the same dtypes, to the bit."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        return rollouts_from_arrays(dict(file))
+        return rollouts_from_arrays(dict(file), dtypes)
 
 
 def rollouts_of_others(mine: Sequence[Rollout]) -> list[Rollout]:

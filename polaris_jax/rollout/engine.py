@@ -22,7 +22,7 @@ from polaris_jax.rollout.pools import new_pool, page_bytes, pool_pages
 from polaris_jax.rollout.programs import Pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.records import Response
-from polaris_jax.rollout.replica import Programs, Queue, Replica, assign, bucket
+from polaris_jax.rollout.replica import Programs, Queue, Replica, bucket, deal, finish_first
 from polaris_jax.rollout.sampling import Sampling, sequence_key
 from polaris_jax.rollout.scheduler import Scheduler
 from polaris_jax.rollout.weight_sync import WeightSync, replica_meshes
@@ -35,13 +35,22 @@ class RolloutEngine:
     """Samples responses with the trainer's model.
 
     model: shape and compute dtype. mesh: the trainer's, or one of other devices; every group of `tensor` devices
-    decodes on its own, as one replica. config: the section `rollout` of configs/base.py. metrics: of the present or
-    last `generate`, new after each device call. Nothing is compiled or allocated until `generate`. Raises UserError
-    when the weights and the page pool cannot fit on a device.
+    decodes on its own, as one replica. config: the section `rollout` of configs/base.py. limit_key: the key of the
+    config that its `max_response_tokens` comes from. metrics: of the present or last `generate`, new after each device
+    call. Nothing is compiled or allocated until `generate`. Raises UserError when the weights and the page pool cannot
+    fit on a device.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, config: ConfigDict, *, share_prefix: bool = True):
-        self.model = sampler_model(model, config)
+    def __init__(
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        config: ConfigDict,
+        *,
+        share_prefix: bool = True,
+        limit_key: str = "rollout.max_response_tokens",
+    ):
+        self.model, self._limit_key = sampler_model(model, config), limit_key
         self.mesh, self.config = mesh, config
         self.metrics: dict[str, float] = {}
         self.share_prefix = share_prefix
@@ -54,7 +63,33 @@ class RolloutEngine:
         self._stop = multihost.SharedFlag()
         self._replicas: list[Replica] = []  # at work
         self._pools: list[Pages] = []  # what the platform keeps of the last call
-        self._check_fit()
+        self.check_fit()
+
+    def check_fit(self, prompt_tokens: int = 0, held_bytes: float = 0.0) -> None:
+        """Raises UserError where weights and page pool cannot fit on a device, or the longest sequence not in the pool.
+
+        prompt_tokens: of the longest prompt. held_bytes: what else lies on each device meanwhile, such as the trainer's
+        state.
+        """
+        c, key = self.config, self._limit_key
+        longest = pages_for(prompt_tokens + c.max_response_tokens, c.page_size)
+        pages = pool_pages(self.model, self.mesh, c, longest)
+        if longest > pages - 1:
+            prompt = f"a prompt of {prompt_tokens} and " if prompt_tokens else ""
+            raise UserError(
+                f"{prompt}{key}={c.max_response_tokens} take {longest} pages of {self._page_bytes() / 2**20:.3f} MiB, "
+                f"rollout.cache_gib={c.cache_gib} has {pages - 1}: raise it, or lower {key}"
+            )
+        weights = weight_bytes(self.model, c.weights) / self.mesh.shape["tensor"]
+        need, have = weights + pages * self._page_bytes(), self._platform.memory(self.mesh.local_devices[0])
+        if need + held_bytes > have:
+            held = f" beside {held_bytes / 2**30:.2f} GiB of the trainer's state" if held_bytes else ""
+            raise UserError(
+                f"sampling needs {weights / 2**30:.2f} GiB of weights + {pages} pages of "
+                f"{self._page_bytes() / 2**20:.3f} MiB = {need / 2**30:.2f} GiB a device{held}, which has "
+                f"{have / 2**30:.2f}: set rollout.cache_gib, or lower rollout.slots={c.slots} or "
+                f"{key}={c.max_response_tokens}"
+            )
 
     def generate(
         self,
@@ -93,18 +128,24 @@ class RolloutEngine:
         self.metrics = call.metrics(self._programs.compilations.count)
         try:
             yield from resumed
-            while call.finished < call.total and not self._stop.is_set() and not preemption.requested():
+            deal(queue, replicas)
+            ending = False
+            while call.finished < call.total and not ending:
                 supervision.heartbeat()
-                # A round: each replica gets groups while it has slots for them, then all decode at the same time.
+                # Each replica goes its own pace: whichever is idle begins a round, and what the first to be done has
+                # sampled is booked while the others compute. Before the call may end, all finish their rounds.
                 with DeferredSignals() as deferred:
-                    assign(queue, replicas)
-                    busy = [replica for replica in replicas if replica.responses]
-                    for replica in busy:
-                        replica.start_round()
-                    done = [response for replica in busy for response in replica.finish_round()]
+                    if not self._is_to_end():
+                        for replica in replicas:
+                            if replica.responses and not replica.at_work:
+                                replica.start_round()
+                    done = finish_first(replicas)
+                    ending = self._is_to_end()
+                    while (ending or deferred.pending) and any(replica.at_work for replica in replicas):
+                        done += finish_first(replicas)
 
                 # What is finished is counted and given out, and only then an interrupt may end the call.
-                call.count(done, [scheduled for replica in busy for scheduled in replica.responses])
+                call.count(done, [scheduled for replica in replicas for scheduled in replica.scheduler.running])
                 self.metrics = call.metrics(self._programs.compilations.count)
                 for response in done:
                     yield response.rollout()
@@ -121,6 +162,9 @@ class RolloutEngine:
             self._pools = self._platform.keep_pools([replica.pool for replica in replicas])
             self._replicas = []
         preemption.check()
+
+    def _is_to_end(self) -> bool:
+        return self._stop.is_set() or preemption.requested()
 
     def _while_others_sample(self) -> None:
         supervision.heartbeat()
@@ -171,7 +215,7 @@ class RolloutEngine:
             raise UserError(
                 f"prompt + response of {longest + 1} tokens take {pages_for(longest, self.config.page_size)} pages of "
                 f"{self.config.page_size}, the pool has {self._pool_pages() - 1}: raise rollout.cache_gib "
-                f"({self.config.cache_gib}) or lower rollout.max_response_tokens"
+                f"({self.config.cache_gib}) or lower {self._limit_key}"
             )
         groups = deque()
         for i in multihost.share(range(len(prompts))):
@@ -185,24 +229,6 @@ class RolloutEngine:
 
     def _pool_pages(self) -> int:
         return pool_pages(self.model, self.mesh, self.config, self._sequence_pages)
-
-    def _check_fit(self) -> None:
-        longest = pages_for(self.config.max_response_tokens, self.config.page_size)
-        pages = pool_pages(self.model, self.mesh, self.config, longest)
-        if longest > pages - 1:
-            raise UserError(
-                f"rollout.max_response_tokens={self.config.max_response_tokens} take {longest} pages of "
-                f"{self._page_bytes() / 2**20:.3f} MiB, rollout.cache_gib={self.config.cache_gib} has {pages - 1}"
-            )
-        weights = weight_bytes(self.model, self.config.weights) / self.mesh.shape["tensor"]
-        need, have = weights + pages * self._page_bytes(), self._platform.memory(self.mesh.local_devices[0])
-        if need > have:
-            raise UserError(
-                f"sampling needs {weights / 2**30:.2f} GiB of weights + {pages} pages of "
-                f"{self._page_bytes() / 2**20:.3f} MiB = {need / 2**30:.2f} GiB a device, which has "
-                f"{have / 2**30:.2f}: set rollout.cache_gib, or lower rollout.slots={self.config.slots} or "
-                f"rollout.max_response_tokens={self.config.max_response_tokens}"
-            )
 
 
 def extended(model: ModelConfig, config: ConfigDict) -> ModelConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from polaris_jax.models.presets import ModelConfig
@@ -26,6 +27,20 @@ def lay_out(model: ModelConfig, params: Any, *, join: bool, transpose: bool) -> 
     if join:
         layers = [_join(layer, lambda *x: jnp.concatenate(x, axis=-1)) for layer in layers]
     return params | {"layers": layers} | extra
+
+
+def shared_layers(params: Any) -> Any:
+    """The parameters, on one CPU, with a list of layers, each array of which is a view of the stack of all.
+
+    While a view lives, a program that would donate the stack copies it instead.
+    """
+    leaves, structure = jax.tree.flatten(params["layers"])
+    stacks = [np.asarray(leaf) for leaf in leaves]  # no copies on a CPU
+    layers = (
+        jax.device_put([stack[i] for stack in stacks], leaves[0].sharding.mesh.devices.flat[0], may_alias=True)
+        for i in range(len(stacks[0]))
+    )
+    return params | {"layers": [jax.tree.unflatten(structure, layer) for layer in layers]}
 
 
 def laid_shardings(model: ModelConfig, shardings: Any, *, join: bool, transpose: bool) -> Any:
@@ -54,4 +69,10 @@ def logits(model: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
     """Float32 [..., V] of hidden states [..., D], from the parameters of `lay_out`."""
     if "scorer_DV" in params:
         return jnp.matmul(hidden, params["scorer_DV"], preferred_element_type=jnp.float32)
-    return unembed(hidden, unembedding(params, model))
+    return jax.lax.platform_dependent(hidden, unembedding(params, model), cpu=_rows_first, default=unembed)
+
+
+def _rows_first(hidden, unembedding_VD):
+    """`unembed`, where a product is fastest that reads the larger matrix along its rows, as its left operand."""
+    scores = jnp.matmul(unembedding_VD.astype(hidden.dtype), hidden.mT, preferred_element_type=jnp.float32)
+    return scores.mT

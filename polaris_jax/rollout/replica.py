@@ -27,6 +27,7 @@ PREFILL_CHUNKS = (64, 256, 1024)  # tokens
 PREFILL_BATCHES = (1, 4, 16, 64)  # chunks in one call
 PREFILL_TOKENS = 4096  # of all chunks in one call
 COPIES = 16  # pages in one call
+POLL_S = 5e-4  # between two looks at devices of which any may be the first to be done
 
 
 class Programs:
@@ -59,17 +60,35 @@ class Replica:
         static, self._numbers = split(sampling)
         self._program = programs.Program(run.model, static, run.steps, run.platform)
         self._slot_buckets = run.platform.slot_buckets(scheduler.slots)
-        self._in_flight: tuple[list[Scheduled], programs.Decoded] | None = None
+        self._running: list[Scheduled] = []  # in the present round
+        self._awaited: programs.Pages | programs.Decoded | None = None  # what the devices are at: prefill or decoding
 
     def submit(self, responses: Sequence[Response], limits: Sequence[int]) -> None:
         """A group: responses to one prompt, with the most tokens of each."""
         scheduled = self.scheduler.submit(len(responses[0].prompt), limits)
         self.responses.update(zip(scheduled, responses, strict=True))
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a round is under way."""
+        return self._awaited is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the devices have done what `proceed` needs."""
+        return all(x.is_ready() for x in jax.tree.leaves(self._awaited))
+
+    def wait(self) -> None:
+        """Returns when `is_ready` is true."""
+        jax.block_until_ready(self._awaited)
+
     def start_round(self) -> None:
-        """Sends the next round to the devices: prefills, copies, decoding."""
+        """Sends the next round to the devices: prefills and copies, or where there are none, decoding."""
         todo = self.scheduler.next_round()
+        self._running = todo.running
         self.counters.preempted += todo.preempted
+        if not todo.prefills and not todo.copies:
+            return self._decode()
         began = time.perf_counter()
         with jax.set_mesh(self.mesh):
             self._prefill([p for p in todo.prefills if p.start == 0])
@@ -78,28 +97,30 @@ class Replica:
                 pairs = np.full((COPIES, 2), NULL_PAGE, np.int32)
                 pairs[: len(todo.copies) - i] = todo.copies[i : i + COPIES]
                 self.pool = self.run.copy(self.pool, pairs[:, 0], pairs[:, 1])
-            if todo.prefills or todo.copies:
-                jax.block_until_ready(self.pool)
-            self.counters.prefill_s += time.perf_counter() - began
-            self._decode(todo.running)
+        self._awaited = self.pool
+        self.counters.prefill_s += time.perf_counter() - began
 
-    def finish_round(self) -> list[Response]:
-        """Waits for the devices, books what was sampled, and returns the finished responses."""
-        running, decoded = self._in_flight
-        self._in_flight = None
+    def proceed(self, waited_s: float) -> list[Response]:
+        """What follows on a call that is ready: decoding behind a prefill; behind decoding the round ends.
+
+        waited_s: how long the host had nothing else to do than to wait for it. Returns the responses that are finished.
+        """
+        if not isinstance(self._awaited, programs.Decoded):
+            self.counters.prefill_s += waited_s
+            self._decode()
+            return []
+        decoded, self._awaited = self._awaited, None
         began = time.perf_counter()
-        jax.block_until_ready(decoded)
-        waited = time.perf_counter()
         drawn, counts, stopped = jax.tree.map(np.asarray, decoded)
-        self.counters.decode_s += waited - began
-        self.counters.transfer_s += time.perf_counter() - waited
+        self.counters.decode_s += waited_s
+        self.counters.transfer_s += time.perf_counter() - began
         self.counters.calls += 1
         self.counters.sampled += int(counts.sum())
         self.counters.slot_steps += int(counts.max()) * len(counts)
-        unfinished = len(running) + self.scheduler.waiting
+        unfinished = len(self._running) + self.scheduler.waiting
         self.counters.fillable_steps += int(counts.max()) * min(self.scheduler.slots, unfinished)
         finished = []
-        for slot, scheduled in enumerate(running):
+        for slot, scheduled in enumerate(self._running):
             response, count = self.responses[scheduled], int(counts[slot])
             response.parts.append(jax.tree.map(lambda x, slot=slot, count=count: x[:count, slot], drawn))
             stop, full = bool(stopped[slot]), scheduled.produced + count >= scheduled.limit
@@ -144,8 +165,8 @@ class Replica:
                     starts[job] = end
             self.pool = self.run.prefill(self.run.model, self.run.platform, self.params, self.pool, chunks)
 
-    def _decode(self, running: list[Scheduled]) -> None:
-        page_size = self.scheduler.page_size
+    def _decode(self) -> None:
+        running, page_size = self._running, self.scheduler.page_size
         S = next(size for size in self._slot_buckets if size >= len(running))
         width = bucket(max(1, max(pages_for(s.cached, page_size) for s in running)))
         width = self._sequence_pages if self.run.platform.few_programs else width
@@ -165,17 +186,39 @@ class Replica:
             new = s.pages[first : first + spread]
             slots.write[i, : len(new)] = new
         patience = np.int32(len(running) // 16)
-        self.pool, decoded = self.run.decode(self._program, self.params, self.pool, slots, self._numbers, patience)
-        self._in_flight = running, decoded
+        with jax.set_mesh(self.mesh):
+            self.pool, self._awaited = self.run.decode(
+                self._program, self.params, self.pool, slots, self._numbers, patience
+            )
 
 
-def assign(queue: Queue, replicas: Sequence[Replica]) -> None:
-    """Submits groups, each to the replica with the fewest sequences, until as many wait there as it has slots."""
-    while queue:
-        replica = min(replicas, key=lambda replica: len(replica.responses))
-        if replica.scheduler.waiting >= replica.scheduler.slots:
-            break
-        replica.submit(*queue.popleft())
+def deal(queue: Queue, replicas: Sequence[Replica]) -> None:
+    """Submits all groups, each to the replica whose responses so far may have the fewest tokens together.
+
+    Who gets what does not depend on which replica is faster: the same call gives the same batches, and so the same
+    roundings, whenever it is repeated.
+    """
+    most = [0] * len(replicas)
+    for responses, limits in queue:
+        least = most.index(min(most))
+        most[least] += sum(limits)
+        replicas[least].submit(responses, limits)
+
+
+def finish_first(replicas: Sequence[Replica]) -> list[Response]:
+    """Waits for the replica at work whose device call is done first, and lets it and all that are done by then proceed.
+
+    The others compute meanwhile, however long. Returns the responses that are finished.
+    """
+    at_work, began = [replica for replica in replicas if replica.at_work], time.perf_counter()
+    if len(at_work) == 1:
+        at_work[0].wait()
+    while at_work and not (ready := [replica for replica in at_work if replica.is_ready]):
+        time.sleep(POLL_S)
+    if not at_work:
+        return []
+    waited_s = time.perf_counter() - began
+    return ready[0].proceed(waited_s) + [response for replica in ready[1:] for response in replica.proceed(0.0)]
 
 
 def power_of_two(n: int) -> int:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.compilations import Compilations
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.rollout.layout import laid_shardings, lay_out
+from polaris_jax.models.transformer import unrolled
+from polaris_jax.rollout.layout import laid_shardings, lay_out, shared_layers
 from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.quantise import map_kernels, quantise, scale_sharding
 from polaris_jax.sharding.mesh import AXES
@@ -40,9 +41,9 @@ def replica_meshes(mesh: Mesh) -> list[Mesh]:
 class WeightSync:
     """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each replica.
 
-    They lie as `layout.lay_out` says. weights: "", or what the projection kernels are quantised to, a name of
-    `quantise.CODES`. compilations: counts the program. cast: the jitted program behind it. replica_shardings: of the
-    sampler's parameters, for each replica.
+    They lie as `layout.lay_out` says, or are the trainer's own memory where `shares` says so. weights: "", or what the
+    projection kernels are quantised to, a name of `quantise.CODES`. compilations: counts the program. cast: the jitted
+    program behind it. replica_shardings: of its results, for each replica.
     """
 
     def __init__(
@@ -69,17 +70,30 @@ class WeightSync:
                 params = jax.tree.map(lambda x: x.astype(model.dtype), params)
             return lay_out(model, params, **options)
 
+        self._shared = shares(model, mesh, weights)
         self._replicas, self._whole = replicas, param_shardings(model, mesh)
         self.replica_shardings = [shardings(replica) for replica in replicas]
         spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), shardings(mesh))
         self.cast = jax.jit((compilations or Compilations()).of(cast), out_shardings=spread)
 
     def __call__(self, params: Any) -> list[Any]:
-        spread = self.cast(jax.device_put(params, self._whole))  # from other devices, where training has its own
+        params = jax.device_put(params, self._whole)  # from other devices, where training has its own
+        if self._shared:
+            return [shared_layers(params)]
+        spread = self.cast(params)
         return [
             jax.tree.map(partial(_on_replica, devices=set(replica.devices.flat)), spread, shardings)
             for replica, shardings in zip(self._replicas, self.replica_shardings, strict=True)
         ]
+
+
+def shares(model: ModelConfig, mesh: Mesh, weights: str) -> bool:
+    """Whether the sampler reads the trainer's parameters where they lie: on a single CPU, in the trainer's dtype.
+
+    A second copy of a large model would take more than it gains; models that the trainer unrolls are small.
+    """
+    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return alone and model.dtype == "float32" and not weights and not unrolled(model)
 
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:

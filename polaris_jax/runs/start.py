@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from polaris_jax import hf
-from polaris_jax.data import arithmetic
+from polaris_jax.data import arithmetic, gym
 from polaris_jax.data.cleaning import verifiable
+from polaris_jax.data.mixture import mixed_sources
 from polaris_jax.data.problems import chat_rows, load_problems
 from polaris_jax.data.prompts import make_prompts
 from polaris_jax.data.rows import summary
@@ -23,7 +25,7 @@ from polaris_jax.hf.export import write_tokenizer
 from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rules import sharded_params
-from polaris_jax.supervision import heartbeat
+from polaris_jax.supervision import heartbeat, patience
 from polaris_jax.types import Problem, Prompt
 
 ARITHMETIC_PROBLEMS = 4096  # of the endless supply
@@ -39,6 +41,7 @@ def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
     return hf.load_tokenizer(source)
 
 
+@patience()
 def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBase) -> tuple[ModelConfig, Any]:
     """The model and its float32 parameters on `mesh`: from `config.model.path`, else random of `config.model.preset`.
 
@@ -58,17 +61,34 @@ def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBas
 
 
 def load_train_problems(config: ConfigDict) -> list[Problem]:
-    """The problems of `config.data.train` that can be verified; the others are counted and listed in the log."""
+    """The problems of `config.data.train`, or of `config.data.mix`, that can be verified.
+
+    The others are counted and listed in the log. Problems of a mixture have its names as their sources; one that two of
+    them hold is the first one's.
+    """
     heartbeat("loading problems")
-    if config.data.train == "arithmetic":
-        return arithmetic.problems("train", ARITHMETIC_PROBLEMS, config.data.suffix, config.seed)
-    if not config.data.train:
+    if not config.data.mix:
+        return _load_source(config.data.train, config)
+    found: dict[str, Problem] = {}
+    for name, (source, _) in zip(mixed_sources(config.data.mix), config.data.mix, strict=True):
+        for problem in _load_source(source, config):
+            found.setdefault(problem.id, replace(problem, source=name))
+    return list(found.values())
+
+
+def _load_source(source: str, config: ConfigDict) -> list[Problem]:
+    suffix, seed = config.data.suffix, config.seed
+    if source == "arithmetic":
+        return arithmetic.problems("train", ARITHMETIC_PROBLEMS, suffix, seed)
+    if not source:
         raise UserError("config.data.train: empty; name a parquet or jsonl file, a directory or a hub dataset")
-    problems, faults = verifiable(load_problems(config.data.train, suffix=config.data.suffix))
+    generated = source.startswith(gym.PREFIX)
+    loaded = gym.problems(source, "train", gym.PROBLEMS, suffix, seed) if generated else None
+    problems, faults = verifiable(loaded or load_problems(source, suffix=suffix))
     if faults:
-        logging.warning("%d of %s skipped: %s", len(faults), config.data.train, summary(faults))
+        logging.warning("%d of %s skipped: %s", len(faults), source, summary(faults))
     if not problems:
-        raise UserError(f"{config.data.train}: no ground truth can be verified: {summary(faults)}")
+        raise UserError(f"{source}: no ground truth can be verified: {summary(faults)}")
     return problems
 
 
@@ -77,10 +97,10 @@ def training_prompts(stages: Sequence[ConfigDict], tokenizer: PreTrainedTokenize
 
     Raises UserError where a stage's rows, prompts and responses do not fit.
     """
-    loaded: dict[tuple[str, int], list[Prompt]] = {}
+    loaded: dict[tuple[str, str, int], list[Prompt]] = {}
     found = []
     for stage in stages:
-        key = stage.data.train, stage.data.max_prompt_tokens
+        key = stage.data.train, str(stage.data.mix), stage.data.max_prompt_tokens
         if key not in loaded:
             loaded[key] = make_prompts(load_train_problems(stage), tokenizer, stage.data.max_prompt_tokens)
         found.append(loaded[key])

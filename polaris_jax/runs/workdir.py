@@ -34,11 +34,14 @@ FREE = (
     "training.keep_every",
     "training.keep_best",
     "training.log_samples",
+    "training.loggers",
+    "training.profile_steps",
     "training.grace_s",
     "training.watchdog_minutes",
     "sft.checkpoint_every",
     "reward.workers",
 )
+GROWING = ("training.steps", "sft.steps", "stages")  # may say more at a later start: the run is then resumed
 
 
 @contextmanager
@@ -89,13 +92,13 @@ def check_config(
     *,
     allowed: Iterable[str] = (),
     free: Iterable[str] = FREE,
-    longer: bool = True,
+    growing: Iterable[str] = GROWING,
 ) -> None:
     """Compares with the config.json that is there, if any, and tells what differs, `old -> new`.
 
     allowed, free: keys that may differ, or whole sections such as "optimizer"; those in `free` do not change what the
-    run computes. longer: whether more steps and further stages may be given. Raises UserError where another key
-    differs, and names all of those.
+    run computes. growing: those of `GROWING` that may say more than before: more steps, or further stages. Raises
+    UserError where another key differs, and names all of those.
     """
     known, path, new = dict(configs.flatten(base.get_config())), workdir / "config.json", _plain(config)
     for key in allowed:
@@ -104,7 +107,7 @@ def check_config(
     old = _read(path) if path.exists() else new
     changed = {key: f"config.{key}: {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key]}
     refused = [key for key in changed if not configs.within(key, (*allowed, *free))]
-    refused = [key for key in refused if not (longer and _extends(key, old.get(key), new[key]))]
+    refused = [key for key in refused if not (key in growing and _extends(key, old.get(key), new[key]))]
     if refused:
         raise UserError(
             f"{workdir}: the run here has another config: {'; '.join(changed[key] for key in refused)}; give another "
@@ -135,9 +138,9 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def _extends(key: str, old: Any, new: Any) -> bool:
     """Whether a run with the new value first does what one with the old did, and then more."""
-    if key in ("training.steps", "sft.steps"):
+    if key != "stages":
         return new > old
-    if key != "stages" or not old or len(new) < len(old):
+    if not old or len(new) < len(old):
         return False
     (*before, last), again = (dict(stage) for stage in old), dict(new[len(old) - 1])
     longer = last.pop("steps", 0) <= again.pop("steps", 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -29,17 +27,3 @@ def put_rows(batch: PackedBatch, mesh: Mesh) -> PackedBatch:
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
-
-
-def trained_tokens(batch: PackedBatch, mesh: Mesh) -> int:
-    """How many tokens hold all the trained ones of any device when `put_rows` has put the batch.
-
-    Only so many are unembedded. A quarter of the device's tokens, or two, or three, or all of them, so that few
-    programs are compiled; the same on every process.
-    """
-    groups, parts = row_groups(mesh), mesh.shape["context"]
-    trained = np.pad(batch.mask > 0, ((0, -len(batch.mask) % groups), (0, 0)))
-    most = trained.reshape(groups, -1, parts, trained.shape[1] // parts).sum(axis=(1, 3)).max()
-    tokens = trained.size // (groups * parts)
-    quarter = math.ceil(tokens / 4)
-    return min(tokens, quarter * max(1, math.ceil(most / quarter)))

@@ -26,6 +26,11 @@ class DeferredSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a signal came that is not delivered yet."""
+        return bool(self._pending)
+
     def deliver(self) -> None:
         """Raises the signals that came."""
         for number in dict.fromkeys(self._pending):

@@ -1,22 +1,26 @@
-"""What a job shows of itself: a bar in a terminal, and elsewhere lines at a bounded pace, from the first seconds on.
+"""What a job shows of itself: a live view in a terminal, elsewhere lines at a bounded pace, from the first seconds on.
 
 It is made of the heartbeats: what is done now, how much of it and how fast. Where no heartbeat can come, since JAX
-compiles, that is said, with what is compiled and for how long.
+compiles, that is said, with what is compiled and for how long. In a terminal the curves of a training run stand above.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.supervision.watchdog import compiling, showing
@@ -25,22 +29,36 @@ TICK_S = 0.5  # between two looks
 FIRST_S, EVERY_S = 5.0, 30.0  # without a terminal: the first line, and then at most one in so many seconds
 COMPILING_S = 2.0  # a shorter compilation is not worth a word
 STEPS = "steps"  # the heartbeat that counts the whole job; others count parts of a step
+BARS, WIDTH = "▁▂▃▄▅▆▇█", 40  # of a curve, in characters
+
+_displays: list[Shown] = []
 
 
 @contextmanager
 def display(title: str) -> Iterator[None]:
-    """Within the block, what the heartbeats say is shown under this title; of several processes by one."""
+    """Within the block, what the heartbeats and `show_metrics` say is shown under this title; of several processes by
+    one."""
     console = Console(quiet=not is_writer())
     shown, done = Shown(title), threading.Event()
-    draw = _bar if console.is_terminal else _lines
+    draw = _live if console.is_terminal else _lines
     thread = threading.Thread(target=draw, args=(console, shown, done), name="progress", daemon=True)
     with showing(shown.heard):
+        _displays.append(shown)
         thread.start()
         try:
             yield
         finally:
             done.set()
             thread.join()
+            _displays.remove(shown)
+
+
+def show_metrics(metrics: Mapping[str, float]) -> None:
+    """Adds a step's values, where they are finite, to the curves of the live view; not every step has each metric."""
+    for shown in _displays:
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                shown.curves.setdefault(name, []).append(value)
 
 
 @dataclass
@@ -68,6 +86,7 @@ class Shown:
     def __init__(self, title: str):
         self._title, self._began = title, time.monotonic()
         self._what, self._counts = "loading", {}
+        self.curves: dict[str, list[float]] = {}
         self._program, self._compiling_since = None, 0.0
 
     def heard(self, what: str, done: int | None = None, total: int | None = None) -> None:
@@ -124,11 +143,31 @@ def _lines(console: Console, shown: Shown, done: threading.Event) -> None:
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _bar(console: Console, shown: Shown, done: threading.Event) -> None:
+def _live(console: Console, shown: Shown, done: threading.Event) -> None:
     columns = (BarColumn(20), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("", total=None)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         while not done.wait(TICK_S):
             count = shown.count()
             counted = {"completed": count.done, "total": count.total} if count else {}
             bar.update(task, description=shown.text(), **counted)
+            live.update(Group(curves_table(shown.curves), bar) if shown.curves else bar, refresh=True)
+
+
+def curves_table(curves: Mapping[str, list[float]]) -> Table:
+    """The metrics of a run so far: each as a curve between its lowest and highest value, the newest value last."""
+    table = Table("", "first to last step", "lowest", "highest", "now", box=None, header_style="dim")
+    for name, values in list(curves.items()):
+        ends = (f"{value:,.4g}" for value in (min(values), max(values), values[-1]))
+        table.add_row(name.replace("_", " "), sparkline(values), *ends)
+    return table
+
+
+def sparkline(values: list[float]) -> str:
+    """The values as a row of at most `WIDTH` bars; where there are more of them, each bar is the mean of its part."""
+    width = min(WIDTH, len(values))
+    edges = [len(values) * i // width for i in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, spread = min(means), (max(means) - min(means)) or 1.0
+    return "".join(BARS[min(int((mean - low) / spread * len(BARS)), len(BARS) - 1)] for mean in means)

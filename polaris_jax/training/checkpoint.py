@@ -2,8 +2,8 @@
 
 WORKDIR/checkpoints/STEP/state           parameters, optimizer and step (orbax)
 WORKDIR/checkpoints/STEP/host            stage, place in the data, accuracies, temperature (json)
-WORKDIR/checkpoints/STEP/arrays          rollouts (`rollout/codec.py`), where there are any: right ones kept for the
-                                         rescue, and the next step's where they were sampled beside this one's update
+WORKDIR/checkpoints/STEP/arrays          the next step's rollouts, where they were sampled beside this one's update
+WORKDIR/checkpoints/STEP/solutions       right rollouts kept for the rescue, where there are any (`solutions.py`)
 WORKDIR/checkpoints/STEP/checksums.json  of all these files (`files.py`)
 WORKDIR/damaged/STEP                     a checkpoint that was found damaged
 """
@@ -28,6 +28,7 @@ from polaris_jax import files
 from polaris_jax.errors import UserError
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import patience
+from polaris_jax.training import solutions
 from polaris_jax.training.host import HostState, from_saved, to_saved
 from polaris_jax.training.state import TrainState
 
@@ -47,6 +48,8 @@ class Checkpoints:
         self._directory, self._damaged, self._settings = workdir / "checkpoints", workdir / "damaged", settings
         self._manager = self._open()
         self._step, self._bytes, self._saving = 0, 0, False
+        self._solutions = solutions.Plan((), {}, None)  # of the save under way, or of the newest checkpoint
+        self._before: tuple[Mapping[str, solutions.File], Path | None] = {}, None  # of the newest checkpoint
         self._began = time.monotonic()  # of the newest save, or of the run
         self.failed = False  # the newest save
         self.seconds = 0.0  # for which the newest save held up training
@@ -93,6 +96,9 @@ class Checkpoints:
         self.wait()
         self._step, self._began, self.failed = int(state.step), time.monotonic(), False
         saved, arrays = to_saved(host)
+        rollouts = {key: solution.rollout for key, solution in host.curriculum.solutions.items()}
+        self._solutions = solutions.plan(rollouts, self._before[0], f"{self._step}.npz")
+        saved["solutions"] = self._solutions.index
         items = {"state": ocp.args.StandardSave(state), "host": ocp.args.JsonSave(saved)}
         if arrays:
             items["arrays"] = ocp.args.StandardSave(arrays)
@@ -117,6 +123,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except SAVE_ERRORS as error:
             self._fail(error)
+        if self._saving:
+            self._before = self._solutions.files, self._directory / str(self._step)
         if self._saving and multihost.is_writer():
             with suppress(OSError):  # of a log file on the same full disk
                 print(f"checkpoint {self._step}: {self._bytes / 2**20:,.1f} MiB in {self._seconds:.1f} s", flush=True)
@@ -143,7 +151,10 @@ class Checkpoints:
         except ValueError as error:
             where = self._directory / str(step)
             raise UserError(f"{where}: does not fit the configured model or optimizer: {error}") from error
-        return restored["state"], from_saved(restored["host"], restored.get("arrays") or {})
+        saved = dict(restored["host"])
+        kept, found = solutions.read(self._directory / str(step), saved.pop("solutions"))
+        self._before = found, self._directory / str(step)
+        return restored["state"], from_saved(saved, restored.get("arrays") or {}, kept)
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
@@ -157,7 +168,8 @@ class Checkpoints:
     def _before_commit(self) -> None:
         """Called by Orbax when all files of a checkpoint are complete, before it takes its name."""
         staged = next(self._directory.glob(f"{self._step}.orbax-checkpoint-tmp*"), self._directory / str(self._step))
-        self._bytes = files.write_checksums(staged)
+        linked = solutions.write(self._solutions, self._before[1], staged)
+        self._bytes = files.write_checksums(staged, linked)
         self._seconds = time.monotonic() - self._began
 
     def _fail(self, error: Exception) -> None:
@@ -169,16 +181,37 @@ class Checkpoints:
         self._manager = self._open()  # removes what the failed save left
 
     def _newest_whole(self) -> int | None:
+        """The newest checkpoint without damage; those that are damaged are told and moved aside.
+
+        Files of solutions are shared: where the one before has lost some as well, the newest is used without them.
+        """
+        usable: dict[int, dict[str, str]] = {}  # steps, newest first, and what is wrong with their solutions
         for step in sorted(self._manager.all_steps(), reverse=True):
-            path, aside = self._directory / str(step), self._damaged / str(step)
-            problem = files.damage(path)
-            if problem is None:
+            found = files.damage(self._directory / str(step))
+            if not all(name.startswith(f"{solutions.DIRECTORY}/") for name in found):
+                self._set_aside(step, next(iter(found.values())))
+                continue
+            usable[step] = found
+            if not found or len(usable) == 2:
+                break
+        for step, found in usable.items():
+            if not found:
                 return step
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            path.rename(aside)
-            logging.warning("%s: %s; moved to %s, and the checkpoint before it is used", path, problem, aside)
+            if not all(usable.values()):
+                self._set_aside(step, next(iter(found.values())))
+                continue
+            for name, problem in found.items():
+                logging.warning("%s: %s; the run resumes without its solutions", self._directory / str(step), problem)
+                (self._directory / str(step) / name).unlink(missing_ok=True)
+            return step
         return None
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        path, aside = self._directory / str(step), self._damaged / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        path.rename(aside)
+        logging.warning("%s: %s; moved to %s, and the checkpoint before it is used", path, problem, aside)
 
     def _ranked(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
         name = self._settings.keep_best.removeprefix("-")

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from polaris_jax.data.curriculum import Curriculum
-from polaris_jax.rollout.codec import COMPACT, rollouts_from_arrays, rollouts_to_arrays
+from polaris_jax.rollout.codec import rollouts_from_arrays, rollouts_to_arrays
 from polaris_jax.training.next_batch import SampledBatch
-from polaris_jax.types import Group, Problem
-
-SOLUTION = "solution_"
+from polaris_jax.types import Group, Problem, Rollout, Solution
 
 
 @dataclass(frozen=True)
@@ -37,36 +35,35 @@ class HostState:
 
 
 def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The host state as json-able values and arrays; `from_saved` gives it back to the bit.
+    """The host state, but for the solutions' responses (`solutions.py`), as json-able values and arrays.
 
-    The arrays hold rollouts as in `rollout/codec.py`: those of the next batch, and the solutions, whose arrays have
-    names with `SOLUTION` before them.
+    The arrays hold the rollouts of the next batch, as in `rollout/codec.py`. `from_saved` gives all back to the bit.
     """
-    solutions, batch = host.curriculum.solutions, host.next_batch
+    batch = host.next_batch
     arrays = rollouts_to_arrays([r for group in (batch.groups if batch else ()) for r in group.rollouts])
-    compact = rollouts_to_arrays(list(solutions.values()), COMPACT)
-    arrays |= {f"{SOLUTION}{name}": array for name, array in compact.items()}
     saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), next_batch=None))
-    saved["solutions"] = list(solutions)
+    saved["solution_rewards"] = {key: solution.reward for key, solution in host.curriculum.solutions.items()}
     if batch:
-        groups = [[asdict(group.problem), group.rewards.tolist()] for group in batch.groups]
-        saved["next_batch"] = {"groups": groups, "texts": batch.texts, "metrics": batch.metrics}
+        groups = [[asdict(group.problem), group.rewards.tolist(), group.correct.tolist()] for group in batch.groups]
+        saved["next_batch"] = batch._asdict() | {"groups": groups}
     return saved, arrays
 
 
-def from_saved(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> HostState:
-    """The host state of `to_saved`."""
+def from_saved(
+    saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray], solutions: Mapping[str, Rollout]
+) -> HostState:
+    """The host state of `to_saved`, with these responses as its solutions."""
     saved = dict(saved)
-    compact = {name.removeprefix(SOLUTION): array for name, array in arrays.items() if name.startswith(SOLUTION)}
-    solutions = dict(zip(saved.pop("solutions"), rollouts_from_arrays(compact, COMPACT), strict=True))
-    curriculum = saved.pop("curriculum")
-    curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": solutions}
-    batch_arrays = {name: array for name, array in arrays.items() if not name.startswith(SOLUTION)}
-    rest = iter(rollouts_from_arrays(batch_arrays))
+    curriculum, rewards = saved.pop("curriculum"), saved.pop("solution_rewards")
+    places = {source: tuple(place) for source, place in curriculum["places"].items()}
+    kept = {key: Solution(rollout, rewards[key]) for key, rollout in solutions.items()}
+    curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": kept, "places": places}
+    rest = iter(rollouts_from_arrays(arrays))
     if batch := saved.pop("next_batch"):
         groups = []
-        for problem, rewards in batch["groups"]:
+        for problem, rewards, correct in batch["groups"]:
             problem = Problem(**problem | {"answers": tuple(problem["answers"])})
-            groups.append(Group(problem, tuple(islice(rest, len(rewards))), np.asarray(rewards, np.float32)))
+            rollouts = tuple(islice(rest, len(rewards)))
+            groups.append(Group(problem, rollouts, np.asarray(rewards, np.float32), np.asarray(correct, bool)))
         batch = SampledBatch(**batch | {"groups": groups})
     return HostState(**saved, curriculum=Curriculum(**curriculum), next_batch=batch)

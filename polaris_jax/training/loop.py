@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -15,26 +16,31 @@ from transformers import PreTrainedTokenizerBase
 from polaris_jax import config as configs
 from polaris_jax import supervision
 from polaris_jax.data.prompts import make_prompts
-from polaris_jax.evaluation.evaluate import evaluate
-from polaris_jax.evaluation.job import load_benchmarks
+from polaris_jax.errors import UserError
+from polaris_jax.evaluation import job
 from polaris_jax.hf import stop_ids
+from polaris_jax.loggers import check_installed
 from polaris_jax.optim.optimizer import restart_schedule
+from polaris_jax.rewards.functions import response_functions
+from polaris_jax.rewards.of_groups import GROUP_FUNCTIONS
 from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.rollout.engine import extended
+from polaris_jax.runs.profile import traced_step
+from polaris_jax.runs.reward_files import check_reward_files, note_reward_files
 from polaris_jax.runs.start import load_model, load_tokenizer, save_model_files, training_prompts
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_meshes
 from polaris_jax.sharding.multihost import any_process
-from polaris_jax.sharding.rules import param_shardings
+from polaris_jax.sharding.rules import param_shardings, replicated
 from polaris_jax.training.checkpoint import Checkpoints, any_steps
 from polaris_jax.training.host import HostState
 from polaris_jax.training.metrics import History, MetricsLogger, log_samples
 from polaris_jax.training.stages import enter_stage, make_measure
-from polaris_jax.training.state import TrainState, init_state, planned_updates, state_shardings
+from polaris_jax.training.state import TrainState, init_state, planned_updates, state_bytes, state_shardings
 from polaris_jax.training.step import Stage, train_step
-from polaris_jax.training.update import check_finite, make_update
-from polaris_jax.types import Prompt
+from polaris_jax.training.update import check_finite, make_logprobs, make_update
+from polaris_jax.types import Problem
 
 
 def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ...] = ()) -> History:
@@ -44,6 +50,7 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     Raises UserError, before anything is compiled, where config, data, model and workdir do not fit together.
     """
     configs.check(config)
+    check_installed(config.training.loggers)
     with hold(workdir) as held, supervision.display("GRPO"):
         return _run(config, held, allow_changed)
 
@@ -52,36 +59,51 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     # The config and the data, checked against each other before anything is loaded on a device.
     names, stages = zip(*configs.stages(config), strict=True)
     configs.check_followed(stages)
+    functions = response_functions(config.reward.functions, list(GROUP_FUNCTIONS))
     if any_steps(workdir):
+        check_reward_files(functions, workdir, allow_changed)
         check_config(config, workdir, allowed=allow_changed, free=(*FREE, "sft", "difficulty"))
     meshes, sampling_meshes = zip(*(make_meshes(stage.mesh, stage.rollout.devices) for stage in stages), strict=True)
     tokenizer = load_tokenizer(config)
     prompts = training_prompts(stages, tokenizer)
-    held_out = [held_out_prompts(stage, tokenizer) for stage in stages]
+    held_out = [job.problems_by_samples(stage) if stage.training.evaluate_every else {} for stage in stages]
 
     # The model, its sampler for each stage, and the state, from the newest checkpoint where there is one.
     model, params = load_model(config, meshes[0], tokenizer)
     engines = [RolloutEngine(model, mesh, stage.rollout) for mesh, stage in zip(sampling_meshes, stages, strict=True)]
+    evaluators = [
+        job.make_engine(model, mesh, stage) if problems else None
+        for mesh, stage, problems in zip(sampling_meshes, stages, held_out, strict=True)
+    ]
     reference = jax.tree.map(jnp.copy, params) if any(stage.algorithm.kl for stage in stages) else None
     state = init_state(model, config, meshes[0], params)
+    for index, stage in enumerate(stages):
+        beside = 0 if stage.rollout.devices else state_bytes(state, state_shardings(model, config, meshes[index]))
+        engines[index].check_fit(max(len(prompt.tokens) for prompt in prompts[index]), beside)
+        if held_out[index]:
+            evaluators[index].check_fit(longest_prompt(held_out[index], tokenizer), beside)
     checkpoints = Checkpoints(workdir, config.training)
     state, host = checkpoints.restore(state) or (state, HostState())
     save_model_files(workdir, model, tokenizer)
     write_config(config, workdir)
+    note_reward_files(functions, workdir, int(state.step))
 
     start, total = int(state.step), sum(stage.training.steps for stage in stages)
-    shown = ("reward", "response_length", "tokens_per_s")
+    keys, shown = dict(configs.flatten(config)), ("reward", "response_length", "tokens_per_s")
     clock = time.perf_counter()
     with (
         supervision.supervised(config, workdir) as states,
         checkpoints,
         verifier_pool(with_think_rule(config, tokenizer)) as verifier,
-        MetricsLogger(workdir, "GRPO", total, start, shown) as log,
+        MetricsLogger(workdir, "GRPO", total, start, shown, config.training.loggers, keys) as log,
     ):
         states["verifier"] = verifier.state
+        if functions and (fault := verifier.check(functions)):
+            raise UserError(f"config.reward.functions: {fault}")
         for index in range(host.stage, len(stages)):
             config, mesh, engine = stages[index], meshes[index], engines[index]
             sampler, states["engine"] = Sampler(engine, tokenizer, verifier), engine.state
+            scoring = sampler._replace(functions=tuple(functions))
 
             # A stage begins: parameters where its mesh wants them, easy problems dropped, its temperature chosen.
             state = jax.device_put(state, state_shardings(model, config, mesh))
@@ -98,21 +120,24 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
             total_updates = sum(map(planned_updates, spanned))
             trained = extended(model, config.rollout).replace(remat=config.model.remat)
             update = make_update(trained, config, mesh, reference, total_updates)
-            stage = Stage(config, prompts[index], sampler, sampling, update, workdir)
+            logprobs = jax.jit(make_logprobs(trained, mesh), out_shardings=replicated(mesh))
+            stage = Stage(config, prompts[index], scoring, sampling, update, workdir, logprobs)
             stage_end = host.stage_start + config.training.steps
 
             while int(state.step) < stage_end:
+                step = int(state.step) + 1
                 try:
-                    state, host, groups, metrics = train_step(state, host, stage, last=int(state.step) + 1 == stage_end)
+                    with traced_step(workdir, step, config.training.profile_steps):
+                        state, host, groups, metrics = train_step(state, host, stage, last=step == stage_end)
                 except supervision.Preempted:  # while it sampled: the state is still that before the step
                     if not config.rollout.devices and not checkpoints.has(int(state.step)):
                         checkpoints.save(state, host, first=log.sync)
                     raise
-                step = int(state.step)
 
                 # Held-out accuracy, costs, and all that is logged of the step.
                 if held_out[index] and step % config.training.evaluate_every == 0:
-                    metrics |= evaluation_metrics(state, stage, held_out[index])
+                    evaluator = sampler._replace(engine=evaluators[index])
+                    metrics |= evaluation_metrics(state, evaluator, held_out[index], config)
                 spent, clock = time.perf_counter() - clock, time.perf_counter()
                 spent *= len({*mesh.devices.flat, *engine.mesh.devices.flat})
                 host = replace(host, device_seconds=host.device_seconds + spent)
@@ -136,21 +161,22 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
         return log.history()
 
 
-def held_out_prompts(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The problems of `config.evaluation`, as prompts; none where the stage never evaluates."""
-    if not config.training.evaluate_every:
-        return []
-    c = config.evaluation
-    problems = load_benchmarks(c.benchmarks, suffix=config.data.suffix, most=c.max_problems, seed=config.seed)
-    return make_prompts(problems, tokenizer, config.data.max_prompt_tokens)
+def longest_prompt(by_samples: Mapping[int, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest prompt of these problems."""
+    prompts = chain.from_iterable(make_prompts(problems, tokenizer) for problems in by_samples.values())
+    return max(len(prompt.tokens) for prompt in prompts)
 
 
-def evaluation_metrics(state: TrainState, stage: Stage, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Each benchmark's mean accuracy and response length, with the settings of `config.evaluation`."""
+def evaluation_metrics(
+    state: TrainState, sampler: Sampler, by_samples: Mapping[int, Sequence[Problem]], config: ConfigDict
+) -> dict[str, float]:
+    """Each benchmark's mean accuracy and response length, as the evaluation job finds them for these parameters.
+
+    sampler: with the engine of `job.make_engine`. by_samples: as in `job.problems_by_samples`.
+    """
     supervision.heartbeat("evaluation")
-    started, config = time.perf_counter(), stage.config
-    sampling = make_sampling(config.evaluation, stop_ids(stage.sampler.tokenizer))
-    found = evaluate(stage.sampler, state.params, prompts, config.evaluation.samples, sampling, config.seed)
+    started = time.perf_counter()
+    found = job.evaluate_all(sampler, state.params, by_samples, config)
     metrics = {
         f"evaluation/{benchmark}/{name}": scores[name]["mean"]
         for benchmark, scores in found.scores.items()

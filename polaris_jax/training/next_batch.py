@@ -20,10 +20,12 @@ from polaris_jax.types import Group
 
 
 class SampledBatch(NamedTuple):
-    """A judged batch. groups: in the order of the prompts. texts: of their responses. metrics: of how it was made."""
+    """A judged batch. groups: in the order of the prompts. texts: of their responses. reasons: of their verdicts.
+    metrics: of how it was made."""
 
     groups: list[Group]
     texts: list[list[str]]
+    reasons: list[list[str]]
     metrics: dict[str, float]
 
 

@@ -7,6 +7,9 @@ WORKDIR/train/           a run of training.loop through all stages, on difficult
 WORKDIR/evaluation/      responses.parquet and scores.json of the trained model
 WORKDIR/export/          the trained model as a Hugging Face directory
 WORKDIR/done/PHASE.json  appears when a phase is complete; such a phase is not done again
+
+A finished run that is given more steps trains on. Its evaluation and export so far stay as evaluation_STEPS/ and
+export_STEPS/.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation import difficulty, job
 from polaris_jax.files import write_json
+from polaris_jax.loggers import check_installed
 from polaris_jax.runs.workdir import check_config, hold, write_config
 from polaris_jax.sharding.multihost import barrier, is_writer
 from polaris_jax.training import loop, sft
@@ -55,17 +59,22 @@ def run(
     """Does what is still to be done of the recipe in `workdir`.
 
     Each phase resumes where it was stopped, a complete one is left alone, so that a run that is killed and started
-    again with the same config ends like one that was not. announce: told what begins. allow_changed:
-    keys that may be otherwise than at the start before. Raises UserError where config, data, models and workdir do not
-    fit together. Problems that a later stage brings with a `data.train` of its own are not measured.
+    again with the same config ends like one that was not. More steps or further stages than before are trained, and
+    what comes after is done anew. announce: told what begins. allow_changed: keys that may be otherwise than at the
+    start before. Raises UserError where config, data, models and workdir do not fit together. Problems that a later
+    stage brings with a `data.train` of its own are not measured.
     """
     configs.check(config)
+    check_installed(config.training.loggers)
     configs.check_followed(stage for _, stage in configs.stages(config))
     if config.stages and "data.train" in config.stages[0]:
         raise UserError("config.stages: the first stage's `data.train` belongs into config.data.train, to be measured")
+    if config.data.mix:
+        raise UserError("config.data.mix: the recipe measures one dataset; join them with experiments/prepare_data.py")
     with hold(workdir) as held:
-        check_config(config, held, allowed=allow_changed, longer=False)  # complete phases are not done again
+        check_config(config, held, allowed=allow_changed, growing=("training.steps", "stages"))
         write_config(config, held)
+        reopen(held, sum(stage.training.steps for _, stage in configs.stages(config)), announce)
         return _run(config, held, announce, allow_changed)
 
 
@@ -89,6 +98,25 @@ def _run(config: ConfigDict, workdir: Path, announce: Announce, allow_changed: t
     scores = json.loads((scored / "scores.json").read_text(encoding="utf-8"))["scores"]
     history = History(tuple(read_metrics(workdir / "train")), workdir / "train")
     return Outcome(history, scores, workdir / "export", finished_phases(workdir))
+
+
+def reopen(workdir: Path, steps: int, announce: Announce) -> None:
+    """Where training is complete but took fewer than `steps`: it and the phases behind it are to be done again.
+
+    The marker of training goes last, so that what was stopped in between is done by the next start.
+    """
+    marker = workdir / "done" / "train.json"
+    barrier("before reopening")
+    if not marker.exists() or (done := read_metrics(workdir / "train")[-1]["step"]) >= steps:
+        return
+    announce(f"train: {done} steps were done before, now there are {steps}")
+    barrier("all have read what is done")
+    if is_writer():
+        for phase in ("evaluation", "export"):
+            if (workdir / phase).exists():
+                (workdir / phase).rename(workdir / f"{phase}_{done}")
+            (workdir / "done" / f"{phase}.json").unlink(missing_ok=True)
+        marker.unlink()
 
 
 def do_once(workdir: Path, phase: str, work: Callable[[], object], announce: Announce) -> None:

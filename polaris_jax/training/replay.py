@@ -48,7 +48,7 @@ def find(skipped: SkippedBatch, model: ModelConfig, params: Any) -> Iterator[Fin
     config, mesh = configs.override(skipped.config, {"algorithm.kl": 0.0}), make_mesh(skipped.config.mesh)
     model = extended(model, config.rollout)
     gradient, logprobs_of = make_gradient(model, config, mesh), jax.jit(make_logprobs(model, mesh))
-    temperature, scale = np.float32(skipped.temperature), np.float32(1)
+    temperature, one = np.float32(skipped.temperature), np.float32(1)
     for b, batch in enumerate(skipped.batches):
         for r in range(len(batch.tokens)):
             row = jax.tree.map(lambda x, r=r: x[r : r + 1], batch)
@@ -60,7 +60,7 @@ def find(skipped: SkippedBatch, model: ModelConfig, params: Any) -> Iterator[Fin
                 alone = row._replace(mask=np.where(segments == segment, row.mask, 0))
                 if not alone.mask.any():
                     continue
-                grads, (sums, _) = gradient(params, [put_rows(alone, mesh)], temperature, scale)
+                grads, (sums, _) = gradient(params, [put_rows(alone, mesh)], temperature, one, one)
                 loss, norm, place = float(sums["loss"]), float(optax.tree.norm(grads)), segments[0] == segment
                 trained = row.mask[0][place] > 0
                 found = []

@@ -13,6 +13,7 @@ from polaris_jax import supervision
 from polaris_jax.data.curriculum import draw
 from polaris_jax.data.prompts import tokenize_conversations
 from polaris_jax.errors import UserError
+from polaris_jax.loggers import check_installed
 from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.runs.start import check_rows, load_conversations, load_model, load_tokenizer, save_model_files
@@ -44,12 +45,13 @@ def run(config: ConfigDict, workdir: str | Path, *, allow_changed: tuple[str, ..
     fit together.
     """
     configs.check(config)
+    check_installed(config.training.loggers)
     with hold(workdir) as held, supervision.display("SFT"):
         return _run(config, held, allow_changed)
 
 
 def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> History:
-    config = _as_sft(given)
+    config = as_sft(given)
     if any_steps(workdir):
         check_config(given, workdir, allowed=allow_changed, free=(*FREE, *UNUSED, *REPLACED))
     mesh = make_mesh(config.mesh)
@@ -69,11 +71,12 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
 
     update = make_update(model, config, mesh)
     layout = dict(groups=row_groups(mesh), alone=alone_in_rows(mesh, model.dtype))
+    keys = dict(configs.flatten(given))
     steps, start = config.training.steps, int(state.step)
     with (
         supervision.supervised(config, workdir),
         checkpoints,
-        MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s")) as log,
+        MetricsLogger(workdir, "SFT", steps, start, ("loss", "tokens_per_s"), config.training.loggers, keys) as log,
     ):
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
@@ -95,7 +98,7 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
         return log.history()
 
 
-def _as_sft(config: ConfigDict) -> ConfigDict:
+def as_sft(config: ConfigDict) -> ConfigDict:
     """The config with the SFT's loss, steps and optimizer where GRPO's were, and nothing else that is GRPO's."""
     defaults = {f"algorithm.{key}": value for key, value in base.get_config().algorithm.items()}
     return configs.override(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -54,3 +55,9 @@ def init_state(model: ModelConfig, config: ConfigDict, mesh: Mesh, params: Any =
     start = jax.jit(lambda params: init_opt_state(optimizer, params, model.dtype), out_shardings=shardings.opt_state)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
     return TrainState(step, params, start(params))
+
+
+def state_bytes(state: TrainState, shardings: TrainState) -> int:
+    """Bytes of a state on each device, laid out so. shardings: of `state_shardings`."""
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, shardings)
+    return sum(jax.tree.leaves(sizes))

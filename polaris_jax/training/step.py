@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from polaris_jax.data.curriculum import draw, remaining, visited
+from polaris_jax.data.curriculum import Curriculum, draw, remaining, visited
+from polaris_jax.data.mixture import draw_mixed, mixed_sources
 from polaris_jax.ops.attention import alone_in_rows
+from polaris_jax.rewards.functions import weights
+from polaris_jax.rewards.total import reward_parts, weighted_sum
 from polaris_jax.rl.advantages import advantages
 from polaris_jax.rl.exploration import explore, remember
 from polaris_jax.rl.packing import from_rollouts, pack
@@ -28,9 +31,9 @@ from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rows import row_groups
 from polaris_jax.sharding.rules import param_shardings
 from polaris_jax.supervision import heartbeat
-from polaris_jax.training import not_finite
+from polaris_jax.training import group_log, not_finite
 from polaris_jax.training.host import HostState
-from polaris_jax.training.metrics import group_metrics
+from polaris_jax.training.metrics import group_metrics, reward_metrics
 from polaris_jax.training.next_batch import SampledBatch, beside
 from polaris_jax.training.state import TrainState
 from polaris_jax.training.update import Update
@@ -41,8 +44,9 @@ class Stage(NamedTuple):
     """What stays the same in all steps of a stage; made once.
 
     config: the stage's. prompts: of all training problems. sampling: with the stage's temperature. update: of
-    `make_update`. workdir: keeps the rollouts of a step for its repetition (`rollout/store.py`), and its batch where
-    the update was skipped (`not_finite.py`); None keeps nothing.
+    `make_update`. workdir: keeps the rollouts of a step for its repetition (`rollout/store.py`), a few groups for the
+    report (`group_log.py`), and the batch where the update was skipped (`not_finite.py`); None keeps nothing. logprobs:
+    of the trainer, as `group_log.look` wants it; needed where there is a workdir.
     """
 
     config: ConfigDict
@@ -51,6 +55,7 @@ class Stage(NamedTuple):
     sampling: Sampling
     update: Update
     workdir: Path | None
+    logprobs: Callable | None = None
 
 
 def train_step(
@@ -66,7 +71,7 @@ def train_step(
 
     # The problems of this step: without replacement within an epoch, from those that no stage has dropped.
     choice = remaining(host.curriculum, stage.prompts)
-    prompts, curriculum = draw(host.curriculum, choice, config.rollout.prompts, config.seed)
+    prompts, curriculum = next_prompts(host.curriculum, choice, config)
 
     # Sample and verify, or take what the step before sampled beside its update.
     batch = host.next_batch or sample_batch(stage, state.params, prompts, step)
@@ -88,12 +93,18 @@ def train_step(
     masked, too_few = advantages_NG.size - len(sequences), len(sequences) < config.updates.minibatches
     batches, packing = pack(sequences, config.updates, groups=row_groups(mesh), alone=alone)
 
+    # Keep a few groups for the run's report, with what the trainer says of each token before it learns from them.
+    if (logged := config.training.log_samples) and stage.workdir:
+        shown = batch.groups[:logged], batch.reasons[:logged]
+        looked = group_log.look(stage.logprobs, state.params, *shown, config, stage.sampling.temperature, mesh)
+        group_log.keep(stage.workdir, step + 1, looked)
+
     # Update, and beside it sample the next batch where sampling has devices of its own: with the parameters of before,
     # copied there first, since the update donates them.
     ahead = nullcontext()
     if config.rollout.devices and not last:
         params = jax.device_put(state.params, param_shardings(engine.model, engine.mesh))
-        following, _ = draw(curriculum, choice, config.rollout.prompts, config.seed)
+        following, _ = next_prompts(curriculum, choice, config)
         ahead = beside(sample_batch, stage, params, following, step + 1, stop=engine.stop)
     with ahead as next_batch:
         if too_few_mixed or too_few:
@@ -113,7 +124,7 @@ def train_step(
 
     # Metrics.
     ended, tokens = time.perf_counter(), sum(len(r.tokens) for group in batch.groups for r in group.rollouts)
-    metrics = group_metrics(batch.groups, batch.texts) | batch.metrics
+    metrics = group_metrics(batch.groups, batch.texts, stage.sampling.max_response_tokens) | batch.metrics
     metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
     metrics |= {"groups/rescued": explored.rescued, "groups/substituted": explored.substituted}
     metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
@@ -128,7 +139,7 @@ def sample_batch(stage: Stage, params: Any, prompts: Sequence[Prompt], step: int
     """The batch of a step: `config.rollout.samples` judged responses to each prompt.
 
     Groups are in the prompts' order, samples in order. Metrics are the engine's, the share of each verdict's reason,
-    and the seconds that all took and that verdicts were waited for when all was sampled.
+    what each reward function gave, the seconds that all took, and those that verdicts were waited for at the end.
     """
     started, samples, engine = time.perf_counter(), stage.config.rollout.samples, stage.sampler.engine
     store = stage.workdir and stage.workdir / "rollouts" / f"{step}.{jax.process_index()}"
@@ -139,17 +150,33 @@ def sample_batch(stage: Stage, params: Any, prompts: Sequence[Prompt], step: int
         found[scored.problem.id, scored.rollout.sample] = scored
         heartbeat("rollouts", len(found), total)
     rows = [[found[prompt.problem.id, sample] for sample in range(samples)] for prompt in prompts]
-    groups = [
-        Group(row[0].problem, tuple(s.rollout for s in row), np.asarray([s.verdict.correct for s in row], np.float32))
-        for row in rows
-    ]
+    named, functions = weights(stage.config.reward.functions), stage.sampler.functions
+    groups, parts = [], []
+    for row in rows:
+        problem, rollouts, verdicts = row[0].problem, tuple(s.rollout for s in row), [s.verdict for s in row]
+        lengths = np.asarray([len(rollout.tokens) for rollout in rollouts])
+        parts.append(reward_parts(problem, verdicts, lengths, named, functions))
+        correct = np.asarray([verdict.correct for verdict in verdicts])
+        groups.append(Group(problem, rollouts, weighted_sum(parts[-1], named), correct))
     reasons = Counter(scored.verdict.reason for scored in found.values())
     metrics = {f"verdict/{reason}": count / total for reason, count in reasons.items()}
+    metrics |= reward_metrics(parts)
     metrics |= {f"rollout/{name}": value for name, value in engine.metrics.items()}
     metrics["rollout/not_finite"] = sum(not np.isfinite(s.rollout.logprobs).all() for s in found.values())
     seconds = time.perf_counter() - started
     metrics |= {"seconds/rollout": seconds, "seconds/verdicts": max(seconds - engine.metrics["seconds"], 0.0)}
-    return SampledBatch(groups, [[scored.text for scored in row] for row in rows], metrics)
+    texts = [[scored.text for scored in row] for row in rows]
+    return SampledBatch(groups, texts, [[str(scored.verdict.reason) for scored in row] for row in rows], metrics)
+
+
+def next_prompts(
+    curriculum: Curriculum, choice: Sequence[Prompt], config: ConfigDict
+) -> tuple[list[Prompt], Curriculum]:
+    """The prompts of a step, from one source or from several with weights, and the curriculum behind them."""
+    if config.data.mix:
+        sources = mixed_sources(config.data.mix)
+        return draw_mixed(curriculum, choice, config.rollout.prompts, config.seed, sources)
+    return draw(curriculum, choice, config.rollout.prompts, config.seed)
 
 
 def without_update(state: TrainState) -> tuple[TrainState, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.ops.token_logprobs import token_logprobs
 from polaris_jax.optim.optimizer import apply_gradients
 from polaris_jax.rl.losses import batch_loss, divisor, merge_totals
-from polaris_jax.sharding.rows import put_rows, trained_tokens
+from polaris_jax.sharding.rows import put_rows
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.supervision import heartbeat
 from polaris_jax.training.platform import AFTER_BATCH
@@ -41,29 +42,40 @@ def make_update(
     """Builds `update(state, batches, temperature) -> (state, metrics)`; compiles nothing before its first call.
 
     The loss is `config.algorithm.loss` ("sft" for supervised fine-tuning). Losses and counts are summed over all rows
-    of all batches and divided once, so that the gradient does not depend on how sequences were packed or grouped.
+    of all batches, and each batch's is divided by the count of all before its backward pass, so that the gradient does
+    not depend on how sequences were packed or grouped, nor float16's loss scale on how many tokens there are.
 
     update: state is donated. batches: from `packing.pack`, on the host, the same on every process. temperature: of the
     distribution that the responses were sampled from; 1 for SFT. metrics: floats on the host; means over trained
     tokens where the name does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
-    finite changes only the counts in `state.opt_state`; see `check_finite`. reference: parameters that
-    `config.algorithm.kl` pulls towards. total_updates: as in `stage_optimizer`.
+    finite changes only the counts in `state.opt_state`; see `check_finite`. One whose gradient overflows in float16 is
+    repeated with half the loss scale; "overflows" counts that. reference: parameters that `config.algorithm.kl` pulls
+    towards. total_updates: as in `stage_optimizer`.
     """
     minibatches, epochs, compilations = config.updates.minibatches, config.updates.epochs, Compilations()
     gradient = make_gradient(model, config, mesh, compilations)
     apply = make_apply(model, config, mesh, total_updates, compilations)
     alone, logprobs_of = alone_in_rows(mesh, model.dtype), make_logprobs(model, mesh)
     forward = compilations.of(lambda *args: logprobs_of(*args)[0])
-    forward = jax.jit(forward, static_argnums=3, out_shardings=rows_sharding(mesh))
+    forward = jax.jit(forward, out_shardings=rows_sharding(mesh))
     after_batch = AFTER_BATCH[mesh.devices.flat[0].platform]
 
-    def in_turn(what: str, params: Any, rows: Sequence[PackedBatch], temperature: Any, counts: Sequence) -> list:
+    def in_turn(what: str, params: Any, rows: Sequence[PackedBatch], temperature: Any) -> list:
         found = []
-        for number, (batch, count) in enumerate(zip(rows, counts, strict=True), start=1):
+        for number, batch in enumerate(rows, start=1):
             heartbeat(f"batches of the {what}", number, len(rows))
-            found.append(forward(params, batch, temperature, count))
+            found.append(forward(params, batch, temperature))
             after_batch(found[-1], found[-2:-1])
         return found
+
+    def optimize(state: TrainState, rows: Sequence[PackedBatch], temperature: Any, count: Any, usable: Any):
+        for overflows in itertools.count():
+            grads, totals = gradient(state.params, rows, temperature, state.opt_state.loss_scale, count)
+            state, metrics = apply(state, grads, totals, count, usable)
+            overflow = metrics.pop("overflow")
+            # Only float16 overflows: with other dtypes the host does not wait here to learn of it.
+            if model.dtype != "float16" or not overflow:
+                return state, metrics | {"overflows": overflows}
 
     def update(state: TrainState, batches: Sequence[PackedBatch], temperature: float) -> tuple[TrainState, Metrics]:
         start, temperature, compiled = time.perf_counter(), np.float32(temperature), compilations.count
@@ -73,14 +85,13 @@ def make_update(
         # What the sampler could not tell is not to be trained on: such an update is skipped and counted.
         usable = np.bool_(all(np.isfinite(batch.behaviour_logprobs).all() for batch in batches))
         rows = [put_rows(batch, mesh) for batch in batches]
-        counts = [trained_tokens(batch, mesh) for batch in batches]
 
         # With one update per batch the old log-probs are the current ones; with several they are computed once.
         if minibatches * epochs > 1:
-            olds = in_turn("old log-probs", state.params, rows, temperature, counts)
+            olds = in_turn("old log-probs", state.params, rows, temperature)
             rows = [batch._replace(old_logprobs=old) for batch, old in zip(rows, olds, strict=True)]
         if config.algorithm.kl:
-            fixed = in_turn("reference log-probs", reference, rows, temperature, counts)
+            fixed = in_turn("reference log-probs", reference, rows, temperature)
             rows = [batch._replace(reference_logprobs=one) for batch, one in zip(rows, fixed, strict=True)]
 
         # One gradient and one step of the optimizer for each mini-batch of each epoch.
@@ -90,9 +101,8 @@ def make_update(
                 part = [i for i in part if batches[i].mask.any()]
                 if not part:
                     raise ValueError("a batch, or a mini-batch of it, has no token to train on")
-                chosen, sizes = [rows[i] for i in part], [counts[i] for i in part]
-                grads, totals = gradient(state.params, chosen, temperature, state.opt_state.loss_scale, sizes)
-                state, metrics = apply(state, grads, totals, usable)
+                chosen, count = [rows[i] for i in part], divisor([batches[i] for i in part], config)
+                state, metrics = optimize(state, chosen, temperature, count, usable)
                 history.append(metrics)
         state = state._replace(step=state.step + 1)
         metrics = _combine(jax.device_get(history))
@@ -108,17 +118,16 @@ def make_update(
 
 
 def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
-    """`logprobs(params, rows, temperature, trained=None) -> (logprobs, entropy)`, float32 [R, T].
+    """`logprobs(params, rows, temperature) -> (logprobs, entropy)`, float32 [R, T]; 0 where `rows.mask` is 0.
 
-    To be jitted or differentiated. trained: an int from `trained_tokens`; values count only where `rows.mask` is 1.
+    To be jitted or differentiated.
     """
     transformer = Transformer(model, sharded_attention(mesh))
 
-    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, trained: int | None = None):
-        with mesh, nn.logical_axis_rules(RULES):
+    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
             hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
-        chosen = None if trained is None else (rows.mask, trained)
-        settings = dict(trained=chosen, known=model.known_tokens, mesh=mesh)
+        settings = dict(mask_BT=rows.mask, known=model.known_tokens, mesh=mesh)
         return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **settings)
 
     return logprobs
@@ -127,43 +136,44 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
 def make_accumulate(
     model: ModelConfig, config: ConfigDict, mesh: Mesh, compilations: Compilations | None = None
 ) -> Callable:
-    """The jitted `accumulate(grads, params, rows, temperature, loss_scale, trained) -> (grads, totals)`.
+    """The jitted `accumulate(grads, params, rows, temperature, loss_scale, count) -> (grads, totals)`.
 
     Adds the gradient of one more `PackedBatch` to grads, which are donated; totals are those of that batch alone.
-    Arguments and results are those of `make_gradient`; trained is static. compilations: counts those of this one.
+    Arguments and results are those of `make_gradient`. compilations: counts those of this one.
     """
     logprobs_of = make_logprobs(model, mesh)
 
-    def accumulate(grads, params, rows, temperature, loss_scale, trained=None):
+    def accumulate(grads, params, rows, temperature, loss_scale, count):
         def loss(params):
-            total, totals = batch_loss(*logprobs_of(params, rows, temperature, trained), rows, config)
-            return total * loss_scale, totals
+            total, totals = batch_loss(*logprobs_of(params, rows, temperature), rows, config)
+            return total * (loss_scale / count), totals
 
         new, totals = jax.grad(loss, has_aux=True)(params)
         return jax.tree.map(jnp.add, grads, new), totals
 
     shardings = param_shardings(model, mesh), replicated(mesh)
     accumulate = (compilations or Compilations()).of(accumulate)
-    return jax.jit(accumulate, donate_argnums=0, static_argnums=5, out_shardings=shardings)
+    return jax.jit(accumulate, donate_argnums=0, out_shardings=shardings)
 
 
 def make_gradient(
     model: ModelConfig, config: ConfigDict, mesh: Mesh, compilations: Compilations | None = None
 ) -> Callable:
-    """Builds `gradient(params, rows, temperature, loss_scale, trained=None) -> (grads, totals)`.
+    """Builds `gradient(params, rows, temperature, loss_scale, count) -> (grads, totals)`.
 
-    rows: list of `PackedBatch` on the mesh. loss_scale: multiplies the loss before the backward pass. trained: for each
-    of rows its `trained_tokens`; None: all tokens. grads: of the summed loss, float32, sharded as the parameters.
-    totals: those of `batch_loss` over all rows; `divisor` tells what to divide grads and the summed loss by.
+    rows: list of `PackedBatch` on the mesh. loss_scale, count: the summed loss is multiplied by the one and divided by
+    the other, `divisor` of all rows, before the backward pass. grads: float32, sharded as the parameters, still
+    multiplied by loss_scale. totals: those of `batch_loss` over all rows, neither multiplied nor divided.
     """
     accumulate = make_accumulate(model, config, mesh, compilations)
     merge = jax.jit(merge_totals, out_shardings=replicated(mesh))
     zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
     after_batch = AFTER_BATCH[mesh.devices.flat[0].platform]
 
-    def gradient(params, rows, temperature, loss_scale, trained=None):
+    def gradient(params, rows, temperature, loss_scale, count):
         grads, totals = zeros(params), None
-        for number, (batch, count) in enumerate(zip(rows, trained or [None] * len(rows), strict=True), start=1):
+        after_batch(grads, None)  # what sampling left is not kept through the batches
+        for number, batch in enumerate(rows, start=1):
             heartbeat("batches of the update", number, len(rows))
             grads, new = accumulate(grads, params, batch, temperature, loss_scale, count)
             before, totals = totals, new if totals is None else merge(totals, new)
@@ -180,19 +190,18 @@ def make_apply(
     total_updates: int | None = None,
     compilations: Compilations | None = None,
 ) -> Callable:
-    """The jitted `apply(state, grads, totals, usable) -> (state, metrics)`: one optimizer update; state is donated.
+    """The jitted `apply(state, grads, totals, count, usable) -> (state, metrics)`: one optimizer update.
 
-    grads, totals: of `make_gradient`. usable: bool; where it is False, or the loss or a gradient is not finite, nothing
-    but the counts of skipped updates changes. total_updates: as in `stage_optimizer`.
+    state is donated. grads, totals, count: of `make_gradient`. usable: bool; where it is False, or the loss or a
+    gradient is not finite, nothing changes but the counts of skipped updates, or float16's loss scale. total_updates:
+    as in `stage_optimizer`.
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
 
-    def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], usable: jax.Array):
+    def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], count: jax.Array, usable: jax.Array):
         sums, extremes = totals
-        count = divisor(sums, config)
         usable = usable & jnp.isfinite(sums["loss"])
-        scale = 1 / (count * state.opt_state.loss_scale)
-        grads = jax.tree.map(lambda g: g * scale, grads)
+        grads = jax.tree.map(lambda g: g / state.opt_state.loss_scale, grads)
         params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, state.opt_state, usable)
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
@@ -214,7 +223,7 @@ def check_finite(skipped_in_a_row: float, config: ConfigDict) -> None:
 
 
 def _combine(history: list[dict[str, np.ndarray]]) -> Metrics:
-    """One value a metric: the last for counts in a row, the sum of skipped, the largest ratio, means of the others."""
+    """One value a metric: the last for counts in a row, sums of other counts, the largest ratio, means of the rest."""
     metrics = {}
     for name in history[0]:
         values = [float(metrics[name]) for metrics in history]
@@ -225,5 +234,5 @@ def _combine(history: list[dict[str, np.ndarray]]) -> Metrics:
         elif name.endswith("ratio_max"):
             metrics[name] = max(values)
         else:
-            metrics[name] = sum(values) if name == "skipped" else float(np.mean(values))
+            metrics[name] = sum(values) if name in ("skipped", "overflows") else float(np.mean(values))
     return metrics

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polaris_jax.data.arithmetic import build_tokenizer
-from polaris_jax.data.card import RELEASED_COLUMNS, difficulty, histogram, write_dataset, write_parquet
+from polaris_jax.data.card import (
+    RELEASED_COLUMNS,
+    difficulty,
+    difficulty_picture,
+    histogram,
+    write_dataset,
+    write_parquet,
+)
 from polaris_jax.data.prepare import prepare
 from polaris_jax.data.problems import BENCHMARKS, SUFFIX, benchmark, load_problems, problem_id
 from polaris_jax.errors import UserError
@@ -98,3 +105,11 @@ def test_prepare_with_nothing_left_writes_nothing(tmp_path):
     with pytest.raises(UserError, match="no problem is left"):
         prepare([str(tmp_path / "a.jsonl")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_kept_stands_in_front_of_what_was_measured():
+    figure = difficulty_picture({"measured": [0, 0, 0.5, 1], "kept": [0.5]}, rollouts=2)
+    (axes,) = figure.axes
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert heights == [[2, 1, 1], [0, 1, 0]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["measured: 4", "kept: 1"]

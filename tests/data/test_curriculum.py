@@ -46,8 +46,8 @@ def test_too_few_problems_are_refused():
 
 
 def test_accuracy_is_that_of_the_last_visit():
-    curriculum = visited(Curriculum(), [Group(PROBLEMS[0], (), np.array([1, 0, 0, 0], np.float32))])
-    curriculum = visited(curriculum, [Group(PROBLEMS[0], (), np.array([1, 1, 0, 0], np.float32))])
+    curriculum = visited(Curriculum(), [group_of(PROBLEMS[0], 1)])
+    curriculum = visited(curriculum, [group_of(PROBLEMS[0], 2)])
     assert curriculum.accuracy == {"0": 0.5}
     assert (curriculum.rollouts, curriculum.right) == ({"0": 8}, {"0": 3})
 
@@ -59,15 +59,19 @@ def test_easy_is_what_a_stages_visits_found_on_average_or_the_last_one(by, dropp
     for visit in range(2):
         for prompt in prompts[:3]:
             right = int(4 * visits[prompt.problem.id][visit])
-            group = Group(prompt.problem, (), np.array([1] * right + [0] * (4 - right), np.float32))
-            curriculum = visited(curriculum, [group])
+            curriculum = visited(curriculum, [group_of(prompt.problem, right)])
     data = ConfigDict(dict(drop_above=0.8, drop_by=by))
     found = drop_easy(curriculum, prompts, data, coming=prompts, least=1)
     assert found.dropped == dropped
     # In the next stage its own visits count, and what it has not visited keeps its last accuracy.
-    again = visited(new_stage(found), [Group(prompts[0].problem, (), np.array([1, 1, 1, 1], np.float32))])
+    again = visited(new_stage(found), [group_of(prompts[0].problem, 4)])
     again = drop_easy(replace(again, dropped=()), prompts, data, coming=prompts, least=1)
     assert again.dropped == ("0", "2")
+
+
+def group_of(problem, right):
+    """Four responses, so many of them right, whose rewards say something else."""
+    return Group(problem, (), np.float32([0.5, 1, 1, -1]), np.arange(4) < right)
 
 
 def prompts_with(*accuracies):

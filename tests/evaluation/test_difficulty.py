@@ -34,6 +34,10 @@ class FewerAndFewer:
     def __init__(self, most=10**6):
         self.most, self.asked = most, []
 
+    def state(self):
+        """For the watchdog's report."""
+        return {}
+
     def generate(self, params, prompts, samples, sampling, seed):
         self.asked = [prompt.problem.id for prompt in prompts]
         for sample in reversed(range(samples)):  # the problems are finished at the very end, but for those before

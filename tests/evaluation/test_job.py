@@ -31,7 +31,7 @@ class Parrot:
     sampled = 0
     text = "<think> 50.</think>\nThe answer is \\boxed{50}<|im_end|>"
 
-    def __init__(self, model, mesh, config):
+    def __init__(self, model, mesh, config, **_):
         assert config.max_response_tokens == 32
 
     def state(self):
@@ -166,7 +166,7 @@ def test_responses_of_others_that_do_not_think_are_read_from_their_start(tmp_pat
 def test_more_than_half_cut_off_is_said_with_the_key():
     scores = {"a": {"reasons": {}, "cut_off": 0.51}, "b": {"reasons": {}, "cut_off": None}}
     (line,) = report.warnings(scores, 32)
-    assert "a: 51% of the responses were cut off at config.evaluation.max_response_tokens=32" in line
+    assert "a: 51% of the responses were truncated at config.evaluation.max_response_tokens=32" in line
 
 
 def test_the_table_is_whole_in_80_columns():
@@ -177,7 +177,7 @@ def test_the_table_is_whole_in_80_columns():
     console.print(report.table({"aime24": scores, "/some/where/problems_of_mine.jsonl": scores}, "runs/mine"))
     text = console.export_text()
     assert "…" not in text
-    assert text.count("60.0-100.0    65.5   65.5  23,456   100.0    100.0") == 2
+    assert text.count("60.0-100.0    65.5   65.5  23,456   100.0  100.0") == 2
 
 
 def test_benchmarks_by_name_and_file(tmp_path):
@@ -207,6 +207,8 @@ def test_comparison_lays_runs_side_by_side(tmp_path):
     gains = frame[["gain", "gain_low", "gain_high"]].to_numpy()
     margin = 1.96 * np.std([0.5, 0.25, 0, 0], ddof=1) / 2
     np.testing.assert_allclose(gains, [[np.nan] * 3, [0.1875, 0.1875 - margin, 0.1875 + margin], [np.nan] * 3])
+    texts = [text.get_text() for text in report.comparison_picture(frame).axes[0].texts]
+    assert texts == ["37.5", "37.5\n+18.8 ± 23.5", "37.5"]
     report.save_comparison(frame, tmp_path / "c")
     assert (tmp_path / "c" / "comparison.png").stat().st_size > 1000
     pd.testing.assert_frame_equal(pd.read_json(tmp_path / "c" / "comparison.json"), frame, check_dtype=False)
@@ -214,7 +216,7 @@ def test_comparison_lays_runs_side_by_side(tmp_path):
     console.print(report.table(result.scores))
     console.print(report.comparison_table(frame))
     text = console.export_text()
-    assert "37.5  5.9-69.1    75.0   50.0      35    31.2     25.0" in text
+    assert "37.5  5.9-69.1    75.0   50.0      35    31.2   25.0" in text
     assert "37.5 (5.9 to 69.1)" in text
     assert "+18.8 (-4.7 to +42.2)" in text
 

@@ -27,7 +27,7 @@ class Moody:
 
     asked: list = []  # noqa: RUF012
 
-    def __init__(self, model, mesh, config):
+    def __init__(self, model, mesh, config, **_):
         pass
 
     def state(self):
@@ -47,7 +47,7 @@ class Moody:
 
 @pytest.fixture
 def config(monkeypatch):
-    monkeypatch.setattr(probe, "RolloutEngine", Moody)
+    monkeypatch.setattr(job, "RolloutEngine", Moody)
     monkeypatch.setattr(probe, "load_model", lambda *arguments: (None, None))
     monkeypatch.setattr(Moody, "asked", [])
     return configs.override(tiny.get_config(), {"evaluation.max_problems": 3, "evaluation.samples": 4})
@@ -93,6 +93,13 @@ def test_no_temperature_is_refused(config, tmp_path):
 def test_without_an_exploration_zone_all_is_robust_up_to_the_collapse():
     zones = Zones((0.6, 1.4), (1.4, 1.4), (1.4, 1.5))
     assert [probe.zone_of(t, zones) for t in (0.6, 1.4, 1.5)] == ["robust", "robust", "collapse"]
+
+
+def test_the_picture_names_each_zone_with_its_range_or_that_it_is_not_there():
+    frame = pd.DataFrame({"temperature": [1.2, 1.4, 1.6], "mean": [0.8, 0.6, 0.1], "diversity": [0.3, 0.5, 0.7]})
+    figure = probe.picture(probe.Probe(frame.assign(low=0.0, high=1.0), Zones((1.2, 1.2), (1.2, 1.4), (1.4, 1.6))))
+    texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert texts[-3:] == ["robust: not in this grid", "exploration: 1.2 to 1.4", "collapse: 1.4 to 1.6"]
 
 
 def test_job_and_probe_evaluate_alike(config, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_other_inputs(tmp_path):
         ("difficulty", [output, f"--config.data.train={tmp_path}/long.jsonl"], "every prompt has over config.data."),
         ("temperature", [output, "--temperatures=1,nan"], "config.evaluation.temperature: expected numbers from 0"),
         ("temperature", [output, "--temperatures=hot"], "--temperatures: could not convert string to float: 'hot'"),
-        ("evaluate", [output, "--benchmarks=aime26"], "aime26: no such benchmark; expected aime24, aime25, amc23"),
+        ("evaluate", [output, "--benchmarks=aime99"], "aime99: no such benchmark; expected aime24, aime25, amc23"),
         ("evaluate", [output, f"--compare={tmp_path}/scores.json"], "scores.json: not the scores of an evaluation"),
         ("evaluate", [output, f"--responses={tmp_path}/long.jsonl"], "line 1: no responses; found the columns"),
         ("evaluate", [output, "--model=a", "--compare=b"], "give one of --model, --responses and --compare"),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -23,14 +22,15 @@ CHAT_TEMPLATE = (
 WORDS = ["<pad>", "<s>", "</s>", "user", "assistant", "what", "is", "1", "+", "2", "?", "3"]
 
 
-def save_checkpoint(directory: Path, config: transformers.PreTrainedConfig, *, seed=0, dtype=torch.float32, **options):
+def save_checkpoint(directory: Path, config: transformers.PreTrainedConfig, *, seed=0, dtype="float32", **options):
     """Random weights large enough that every part of the model matters, saved by transformers; returns the model."""
+    torch = pytest.importorskip("torch")
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1 + (1.0 if parameter.ndim == 1 else 0.0))
-    model = model.to(dtype)
+    model = model.to(getattr(torch, dtype))
     model.save_pretrained(directory, **options)
     return model
 
@@ -83,7 +83,7 @@ def no_warnings(caplog):
 def qwen3(tmp_path_factory) -> Path:
     """A tied Qwen3 checkpoint in bfloat16 with tokenizer and generation config."""
     directory = tmp_path_factory.mktemp("qwen3")
-    save_checkpoint(directory, tiny_config("qwen3"), dtype=torch.bfloat16)
+    save_checkpoint(directory, tiny_config("qwen3"), dtype="bfloat16")
     save_tokenizer(directory)
     transformers.GenerationConfig(eos_token_id=[2, 0], pad_token_id=0).save_pretrained(directory)
     return directory
@@ -93,7 +93,7 @@ def qwen3(tmp_path_factory) -> Path:
 def qwen2(tmp_path_factory) -> Path:
     """An untied Qwen2 checkpoint in bfloat16, in several files, with tokenizer."""
     directory = tmp_path_factory.mktemp("qwen2")
-    save_checkpoint(directory, tiny_config("qwen2"), dtype=torch.bfloat16, max_shard_size="10KB")
+    save_checkpoint(directory, tiny_config("qwen2"), dtype="bfloat16", max_shard_size="10KB")
     assert (directory / "model.safetensors.index.json").is_file()
     save_tokenizer(directory)
     return directory

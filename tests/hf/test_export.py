@@ -6,7 +6,6 @@ import resource
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 from safetensors.numpy import load_file
 
@@ -15,6 +14,8 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.presets import Yarn
 
 from .conftest import no_warnings
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])

@@ -5,12 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-import torch
 
 from polaris_jax import hf
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
 
 from .conftest import no_warnings, save_checkpoint, tiny_config
+
+torch = pytest.importorskip("torch")
 
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 1.5, "original_max_position_embeddings": 64}
 CASES = {

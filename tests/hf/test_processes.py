@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from .conftest import assert_same_bytes, save_checkpoint, tiny_config
 
@@ -42,7 +41,7 @@ def run_python(*arguments, **environment) -> str:
 
 def test_parameters_on_eight_devices(qwen3, tmp_path):
     changes = dict(hidden_size=32, intermediate_size=24, vocab_size=40)
-    save_checkpoint(tmp_path / "theirs", tiny_config("qwen3", **changes), dtype=torch.bfloat16)
+    save_checkpoint(tmp_path / "theirs", tiny_config("qwen3", **changes), dtype="bfloat16")
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     output = run_python("-c", MANY_DEVICES, tmp_path / "theirs", tmp_path / "ours", qwen3, **flags)
     assert output == "parameter embedding of shape [37, 30] cannot be split over fsdp=4, tensor=2\n"
@@ -52,7 +51,7 @@ def test_parameters_on_eight_devices(qwen3, tmp_path):
 @pytest.mark.slow
 def test_memory_is_about_one_copy_of_the_weights(tmp_path):
     sizes = dict(vocab_size=32_000, hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=64)
-    save_checkpoint(tmp_path / "theirs", tiny_config("qwen3", **sizes), dtype=torch.bfloat16)
+    save_checkpoint(tmp_path / "theirs", tiny_config("qwen3", **sizes), dtype="bfloat16")
     output = run_python(Path(__file__).parent / "measure_memory.py", tmp_path / "theirs", tmp_path / "ours")
     print(output)
     used = json.loads(output)

@@ -5,13 +5,14 @@ import copy
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from polaris_jax import hf
 from polaris_jax.models.presets import PRESETS, Yarn
 from polaris_jax.models.rope import apply_rope, inverse_frequencies, rope_tables
+
+torch = pytest.importorskip("torch")
 
 ULP = np.finfo(np.float32).eps
 

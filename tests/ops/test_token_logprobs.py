@@ -66,11 +66,11 @@ def test_ids_without_a_token_are_no_part_of_the_softmax(chunk):
     assert not found[1][known:].any()
 
 
-@pytest.mark.parametrize("count", [8, 13, 21])
+@pytest.mark.parametrize("trained", [[], [20], [0, 2, 3, 8, 13, 19, 20], range(B * T)])
 @pytest.mark.parametrize("chunk", [None, 4])
-def test_tokens_that_are_left_out_have_no_part_in_values_and_gradients(chunk, count):
+def test_tokens_that_are_left_out_have_no_part_in_values_and_gradients(chunk, trained):
     mask = np.zeros((B, T), np.float32)
-    mask.reshape(-1)[[0, 2, 3, 8, 13, 19, 20]] = 1
+    mask.reshape(-1)[list(trained)] = 1
 
     def total(hidden, unembedding, **chosen):
         found = token_logprobs(hidden, unembedding, TARGETS, 0.9, chunk=chunk, **chosen)
@@ -78,11 +78,11 @@ def test_tokens_that_are_left_out_have_no_part_in_values_and_gradients(chunk, co
 
     every, chosen = (
         jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(HIDDEN, UNEMBEDDING, **some)
-        for some in ({}, dict(trained=(mask, count)))
+        for some in ({}, dict(mask_BT=mask))
     )
     for found, expected in zip(chosen[0][1], every[0][1], strict=True):
         np.testing.assert_allclose(found[mask > 0], expected[mask > 0], atol=1e-5)
-        assert count == B * T or not found[mask == 0].any()
+        assert not found[mask == 0].any()
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), chosen[1], every[1])
 
 
@@ -109,3 +109,19 @@ def test_memory_has_no_term_in_tokens_times_vocabulary():
     small, long = temporaries(512, 4096), temporaries(2048, 4096)
     assert long - small < 1536 * 4 * 40 * D  # a few arrays of hidden states
     assert long < 2048 * 4096 * 4 / 4  # a quarter of one [T, V] array
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_unembeddings_gradient_is_summed_over_chunks_in_float32(dtype):
+    """Over 512 chunks, of hidden states and an unembedding that the dtype holds, so that only sums could be rounded."""
+    many, width = 4096, 16
+    hidden = jnp.asarray(rng.normal(size=(1, many, width)) + 1, dtype)
+    unembedding = np.asarray(jnp.asarray(UNEMBEDDING[:, :1] * np.ones(width), dtype), np.float32)
+    targets = rng.integers(0, V, (1, many)).astype(np.int32)
+
+    def gradient(hidden, **settings):
+        return jax.grad(lambda kernel: token_logprobs(hidden, kernel, targets, **settings)[0].sum())(unembedding)
+
+    found, expected = gradient(hidden, chunk=8), gradient(hidden.astype(jnp.float32))
+    assert found.dtype == jnp.float32
+    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)

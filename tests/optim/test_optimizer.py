@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from configs.base import get_config
 from polaris_jax.config import override
@@ -10,6 +9,8 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.optim.moments import MOMENTS
 from polaris_jax.optim.optimizer import (
+    FIRST_LOSS_SCALE,
+    LEAST_LOSS_SCALE,
     OPTIMIZERS,
     SCHEDULES,
     apply_gradients,
@@ -46,6 +47,7 @@ def started(optimizer, params=PARAMS, dtype="float32", total=10):
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0, 1000.0])
 def test_ten_updates_follow_torch(clip_norm, optimizer):
     optimizer.clip_norm = clip_norm
+    torch = pytest.importorskip("torch")
     theirs = [torch.nn.Parameter(torch.tensor(p)) for p in PARAMS.values()]
     torch_adamw = torch.optim.AdamW(theirs, lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     params, (state, step) = PARAMS, started(optimizer)
@@ -90,8 +92,9 @@ def test_the_float16_loss_scale_halves_at_an_overflow_and_doubles_after_a_while(
     grads, broken = jax.tree.map(np.ones_like, PARAMS), jax.tree.map(lambda p: p * np.nan, PARAMS)
     params, (state, step) = PARAMS, started(optimizer, dtype="float16")
     first = float(state.loss_scale)
-    params, state, _ = step(params, broken, state)
+    params, state, metrics = step(params, broken, state)
     assert float(state.loss_scale) == first / 2
+    assert (metrics["overflow"], metrics["skipped"], state.skipped_in_a_row) == (True, 0, 0)
     for _ in range(100):
         params, state, _ = step(params, grads, state)
     assert float(state.loss_scale) == first
@@ -189,7 +192,17 @@ def test_an_update_is_made_in_place(kind):
     mesh = make_mesh({}, jax.devices()[:1])
     state = init_state(model, config, mesh)
     totals = dict.fromkeys(("loss", "tokens", "sequences"), jnp.float32(1)), {}
-    compiled = make_apply(model, config, mesh).lower(state, state.params, totals, True).compile()
+    compiled = make_apply(model, config, mesh).lower(state, state.params, totals, jnp.float32(1), True).compile()
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(state))
     if kind != "bfloat16":  # whose random numbers are made in a loop on a CPU
         assert " while(" not in compiled.as_text()
+
+
+def test_at_the_least_loss_scale_an_update_that_is_not_finite_is_skipped(optimizer):
+    params, (state, step) = PARAMS, started(optimizer, dtype="float16")
+    broken, halvings = jax.tree.map(lambda p: p * np.nan, PARAMS), 0
+    while not state.skipped:
+        params, state, metrics = step(params, broken, state)
+        halvings += int(metrics["overflow"])
+    assert 2.0**halvings * float(state.loss_scale) == FIRST_LOSS_SCALE
+    assert float(state.loss_scale) == LEAST_LOSS_SCALE

@@ -2,6 +2,8 @@
 
 compile_ahead.py functions TOPOLOGY     the tiny model's device functions, of four devices
 compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
+compile_ahead.py one_device TOPOLOGY   4B's device functions with int8 moments and rows of 16K, of one device
+compile_ahead.py reductions TOPOLOGY   dtypes in which a small bfloat16 model's gradients are reduced over four devices
 compile_ahead.py stages TOPOLOGY GIB N  4B's device functions in each stage, with so large a page pool and at most N
                                         parts of a row
 compile_ahead.py decode TOPOLOGY LAYERS SLOTS CONTEXT   a decoding step of a model as wide as 4B: the bytes that it
@@ -11,6 +13,7 @@ Else, for each function: how often it calls which kernels, and the bytes of its 
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from functools import partial
@@ -23,7 +26,7 @@ from polaris_jax import config as configs
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.ops.attention import sharded_attention
 from polaris_jax.ops.paged_attention import Cache, paged_attention
-from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_sampling, topology_devices
+from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_sampling, lower_training, topology_devices
 from polaris_jax.rollout.pools import page_bytes, pool_pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import make_mesh
@@ -78,6 +81,27 @@ def kernels(topology):
         }
 
 
+def one_device(topology):
+    """One row of 16K at a time, remat full."""
+    keys = {"optimizer.moments": "int8", "updates.rows": 1, "updates.row_lengths": (16_384,), "model.remat": "full"}
+    config = configs.load(CONFIGS / "polaris_4b.py", keys)
+    model = PRESETS["qwen3-4b"].replace(dtype=config.model.dtype, remat="full")
+    return lower_all(model, config, make_mesh(config.mesh, topology_devices(topology)))
+
+
+def reductions(topology):
+    """For each kind of sum over devices in the gradient's program the dtypes of what is summed."""
+    config = configs.load(CONFIGS / "tiny.py", {"model.dtype": "bfloat16", "updates.rows": 4})
+    mesh = make_mesh({"fsdp": 4}, topology_devices(topology)[:4])
+    model = PRESETS["tiny"].replace(dtype="bfloat16", attention_bias=True)
+    with cudnn_of(mesh):
+        lowered = lower_training(model, config, mesh)["accumulate/128"]
+    found = {}
+    for shapes, kind in re.findall(r" = (.*?) (all-reduce|reduce-scatter)(?:-start)?\(", lowered.compile().as_text()):
+        found.setdefault(kind, set()).update(re.findall(r"(\w+)\[", shapes))
+    return {kind: sorted(dtypes) for kind, dtypes in found.items()}
+
+
 def stages(topology, cache_gib, context):
     """Each device function of the 4B in each stage, over all devices; of the update, rows of the longest kind."""
     config = configs.load(CONFIGS / "polaris_4b.py", {"rollout.cache_gib": float(cache_gib)})
@@ -122,6 +146,10 @@ def decode(topology, layers, slots, context):
 
 
 if __name__ == "__main__":
-    what = {"functions": functions, "kernels": kernels, "stages": stages, "decode": decode}[sys.argv[1]]
-    found = what(*sys.argv[2:])
-    print(json.dumps(found if what is decode else measured(found)))
+    if sys.argv[1] == "reductions":
+        print(json.dumps(reductions(sys.argv[2])))
+    elif sys.argv[1] == "decode":
+        print(json.dumps(decode(*sys.argv[2:])))
+    else:
+        what = {"functions": functions, "kernels": kernels, "one_device": one_device, "stages": stages}[sys.argv[1]]
+        print(json.dumps(measured(what(*sys.argv[2:]))))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from polaris_jax.errors import UserError
+from polaris_jax.models.presets import PRESETS
 from polaris_jax.plan.ahead import topology_devices
 
 ROOT = Path(__file__).parents[2]
@@ -103,3 +104,24 @@ def test_every_stage_of_the_4b_fits_its_devices(topology, memory, cache, context
         beside = {"apply": 0, "accumulate": 2, "weight_sync": 2}.get(called, 3)  # trees that are there, but no argument
         need = function["arguments"] + function["temporary"] + beside * tree
         assert need / 2**30 < memory, f"{name} needs {need / 2**30:.1f} GiB"
+
+
+def test_gradients_are_reduced_over_devices_in_float32():
+    """Integers are counts of tokens."""
+    found = compiled("reductions", "h100:4")
+    dtypes = set().union(*found.values())
+    assert "f32" in dtypes
+    assert dtypes <= {"f32", "s32"}
+
+
+@pytest.mark.slow
+def test_the_4b_trains_on_one_device_of_80_gb():
+    """In GiB: 8 of temporaries for the optimizer, 76 for any function with all that lies beside its arguments."""
+    found = compiled("one_device", "h100:1")
+    assert found["apply"]["temporary"] < 8 * 2**30
+    tree, pages = 4 * PRESETS["qwen3-4b"].num_parameters, 30 * 2**30
+    moments = found["apply"]["arguments"] - 2 * tree
+    beside = {"apply": 0, "accumulate": moments, "weight_sync": moments + tree / 2 + pages}
+    for name, function in found.items():
+        need = function["arguments"] + function["temporary"] + beside.get(name.split("/")[0], tree + moments)
+        assert need < 76 * 2**30, f"{name} needs {need / 2**30:.1f} GiB"

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from polaris_jax.models.flops import forward_flops
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.ops.token_logprobs import CHUNKS
 from polaris_jax.plan.hardware import HARDWARE, Hardware
 from polaris_jax.plan.memory import plan_mesh
 from polaris_jax.plan.roofline import (
@@ -39,14 +40,17 @@ def test_lengths_have_their_mean_and_mean_square(share):
 
 
 def product_flops(jaxpr):
-    """FLOPs of all matrix products in a program, the body of a scan counted as often as it runs."""
+    """FLOPs of all matrix products in a program, the body of a scan counted as often as it runs.
+
+    That of a `while` is one over chunks of tokens, all of which are trained on here.
+    """
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
-        times = equation.params.get("length", 1)
+        times = CHUNKS if equation.primitive.name == "while" else equation.params.get("length", 1)
         branches = equation.params.get("branches")  # one a platform
         found = jax.tree.leaves(list(branches[:1] if branches else equation.params.values()))
         inner = (getattr(value, "jaxpr", value) for value in found)

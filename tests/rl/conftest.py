@@ -53,7 +53,8 @@ def make_groups(groups=3, samples=4, longest=40, seed=0):
             tokens = rng.integers(0, 64, length).astype(np.int32)
             logprobs = (-np.log(64) + rng.normal(0, 0.2, length)).astype(np.float32)
             rollouts.append(Rollout(str(n), sample, prompt, tokens, logprobs, "stop"))
-        made.append(Group(Problem(str(n), "", ("",)), tuple(rollouts), rng.random(samples).astype(np.float32)))
+        rewards = rng.random(samples).astype(np.float32)
+        made.append(Group(Problem(str(n), "", ("",)), tuple(rollouts), rewards, rewards > 0.5))
     return made
 
 
@@ -62,15 +63,15 @@ def sequences(groups):
     return from_rollouts(groups, np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32))
 
 
-def policy_gradient(params, sequences, config, *, temperature=0.8, model=MODEL, batches=None, trained=None):
-    """Gradient and loss of the whole batch, divided once; on one device."""
+def policy_gradient(params, sequences, config, *, temperature=0.8, model=MODEL, batches=None, loss_scale=1):
+    """Gradient and loss of the whole batch; on one device."""
     mesh = make_mesh({}, jax.devices()[:1])
     batches = batches or pack(sequences, config.updates)[0]
     rows = [put_rows(batch, mesh) for batch in batches]
+    count = divisor(batches, config)
     gradient = make_gradient(model, config, mesh)
-    grads, (sums, _) = gradient(params, rows, np.float32(temperature), np.float32(1), trained)
-    count = divisor(sums, config)
-    return jax.tree.map(lambda g: np.asarray(g / count), grads), float(sums["loss"] / count)
+    grads, (sums, _) = gradient(params, rows, np.float32(temperature), np.float32(loss_scale), count)
+    return jax.tree.map(lambda g: np.asarray(g) / loss_scale, grads), float(sums["loss"] / count)
 
 
 def relative_error(found, expected):

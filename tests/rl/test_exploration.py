@@ -13,7 +13,7 @@ from configs.base import get_config
 from polaris_jax.rl.advantages import group_advantages
 from polaris_jax.rl.exploration import explore, is_mixed, remember, rescue, substitute
 from polaris_jax.rl.packing import from_rollouts, pack
-from polaris_jax.types import Group, Problem, Rollout
+from polaris_jax.types import Group, Problem, Rollout, Solution
 
 DRAWS = 4000
 KEPT_BYTES = 2 * 4 + 3 * (4 + 2)  # of a kept `rollout`: prompt, and tokens with their log-probs
@@ -26,11 +26,11 @@ def rollout(name, sample, tokens=3):
 
 def group(name, rewards):
     rollouts = tuple(rollout(name, sample) for sample in range(len(rewards)))
-    return Group(Problem(name, "", ("1",)), rollouts, np.float32(rewards))
+    return Group(Problem(name, "", ("1",)), rollouts, np.float32(rewards), np.asarray(rewards) == 1)
 
 
 def solution(name, tokens=3):
-    return replace(rollout(name, 7, tokens), finish_reason="earlier")
+    return Solution(replace(rollout(name, 7, tokens), finish_reason="earlier"), 1.0)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_failed_group_gets_its_own_solution_and_the_others_stay():
     assert found[1:] == groups[1:]  # mixed, nothing in the buffer, all right
     ((n, sample),) = marks
     assert n == 0
-    assert found[0].rollouts[sample] is solutions["a"]
+    assert found[0].rollouts[sample] is solutions["a"].rollout
     assert found[0].rewards.tolist() == [float(g == sample) for g in range(4)]
     others = [g for g in range(4) if g != sample]
     assert [found[0].rollouts[g] for g in others] == [groups[0].rollouts[g] for g in others]
@@ -116,7 +116,20 @@ def test_a_rescued_rollout_stays_off_policy_in_every_copy(config):
     (batch,), _ = pack(sequences, config.updates)
     assert batch.off_policy.sum() == 3 * 4  # 2 + 3 tokens each take 4 places
     trained = batch.behaviour_logprobs[batch.off_policy & (batch.mask > 0)]
-    np.testing.assert_array_equal(trained, np.tile(solution("a").logprobs, 3))
+    np.testing.assert_array_equal(trained, np.tile(solution("a").rollout.logprobs, 3))
+
+
+def test_right_is_what_the_verifier_says_and_a_rescued_response_keeps_its_reward(config):
+    """Rewards of one's own may lift a wrong response over a right one."""
+    right = replace(group("a", [0, 0, 0]), rewards=np.float32([1, 1, 0.3]), correct=np.array([False, False, True]))
+    kept = remember({}, [right], 1 << 20)
+    assert (kept["a"].rollout.sample, kept["a"].reward) == (2, pytest.approx(0.3))
+    wrong = replace(group("a", [0, 0, 0]), rewards=np.float32([1, 1, 1]))
+    found = explore([wrong], kept, config, 0)
+    assert (found.rescued, found.mixed) == (1, 1)
+    (((_, sample),), (rescued,)) = found.off_policy, found.groups
+    assert rescued.rewards.tolist() == [pytest.approx(0.3) if i == sample else 1 for i in range(3)]
+    assert rescued.correct.tolist() == [i == sample for i in range(3)]
 
 
 def test_each_part_can_be_switched_off(config):
@@ -129,20 +142,20 @@ def test_each_part_can_be_switched_off(config):
 
 def test_the_newest_right_response_is_kept_and_the_least_recently_written_goes():
     solutions = remember({}, [group("a", [0, 1, 1]), group("b", [0, 0, 0]), group("c", [1, 0, 0])], 3 * KEPT_BYTES)
-    assert {name: kept.sample for name, kept in solutions.items()} == {"a": 1, "c": 0}
+    assert {name: kept.rollout.sample for name, kept in solutions.items()} == {"a": 1, "c": 0}
     solutions = remember(solutions, [group("a", [0, 0, 1]), group("c", [0, 0, 0])], 3 * KEPT_BYTES)
-    assert {name: kept.sample for name, kept in solutions.items()} == {"a": 2, "c": 0}
+    assert {name: kept.rollout.sample for name, kept in solutions.items()} == {"a": 2, "c": 0}
     solutions = remember(solutions, [group("d", [1, 1, 1])], 2 * KEPT_BYTES)
     assert list(solutions) == ["a", "d"]  # "c" was written before "a"
 
 
 def test_a_long_solution_takes_the_place_of_several_and_log_probs_are_kept_in_half():
     short = remember({}, [group(name, [1]) for name in "abc"], 3 * KEPT_BYTES)
-    long = Group(Problem("d", "", ("1",)), (rollout("d", 0, tokens=6),), np.float32([1]))
+    long = Group(Problem("d", "", ("1",)), (rollout("d", 0, tokens=6),), np.float32([1]), np.array([True]))
     kept = remember(short, [long], 3 * KEPT_BYTES)
     assert list(kept) == ["c", "d"]
-    assert sum(r.prompt_tokens.nbytes + r.tokens.nbytes + r.logprobs.nbytes for r in kept.values()) == 26 + 44
-    np.testing.assert_allclose(kept["d"].logprobs, long.rollouts[0].logprobs, rtol=5e-4)
+    assert sum(r.prompt_tokens.nbytes + r.tokens.nbytes + r.logprobs.nbytes for r, _ in kept.values()) == 26 + 44
+    np.testing.assert_allclose(kept["d"].rollout.logprobs, long.rollouts[0].logprobs, rtol=5e-4)
     assert remember(short, [long], 43) == {}
 
 
@@ -185,4 +198,4 @@ def test_the_buffer_equals_a_slow_list(visits, most):
                 slow.append((visited.problem.id, right[0]))
         slow = slow[-most:]
     assert list(solutions) == [name for name, _ in slow]
-    assert [r.sample for r in solutions.values()] == [r.sample for _, r in slow]
+    assert [r.sample for r, _ in solutions.values()] == [r.sample for _, r in slow]

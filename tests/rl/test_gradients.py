@@ -1,22 +1,17 @@
 """The gradient of a batch is one number: packing, grouping, order and recorded log-probs do not change it."""
 
-import math
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.sharding import AbstractMesh
 
 from polaris_jax.models.transformer import REMAT_POLICIES
-from polaris_jax.rl.losses import QUANTISED_CAP, importance_cap
+from polaris_jax.rl.losses import QUANTISED_CAP, divisor, importance_cap
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.sharding.mesh import AXES, make_mesh
-from polaris_jax.sharding.rows import put_rows, trained_tokens
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rows import put_rows
 from polaris_jax.training.update import make_gradient, make_logprobs
-from polaris_jax.types import PackedBatch
 
 from .conftest import policy_gradient, relative_error
 
@@ -58,36 +53,14 @@ def test_gradient_does_not_depend_on_the_order_of_sequences(params, sequences, c
     assert relative_error(found[0], expected[0]) < 1e-5
 
 
-@pytest.mark.parametrize("loss", ["grpo", "gspo"])
-def test_gradient_and_loss_do_not_need_the_tokens_that_are_not_trained_on(loss, params, sequences, config):
-    config.algorithm.loss, config.updates.rows = loss, 2
-    batches, _ = pack(sequences, config.updates)
-    counts = [int(batch.mask.sum()) for batch in batches]
-    assert any(count < batch.mask.size for count, batch in zip(counts, batches, strict=True))
-    found, every = (policy_gradient(params, sequences, config, trained=trained) for trained in (counts, None))
-    assert relative_error(found[0], every[0]) < 1e-5
-    assert found[1] == pytest.approx(every[1], rel=1e-5)
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_trained_tokens_hold_all_of_every_device(data):
-    sizes = st.sampled_from([1, 2, 4])
-    mesh = AbstractMesh(tuple(data.draw(sizes) for _ in AXES), AXES)
-    rows, length = data.draw(st.integers(1, 9)), 64 * data.draw(st.integers(1, 20))
-    mask = np.random.default_rng(0).random((rows, length)) < data.draw(st.floats(0, 1))
-    found = trained_tokens(PackedBatch(*[mask] * 8), mesh)
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    per_group = -(-rows // groups)
-    parts = [
-        part.sum()
-        for group in range(groups)
-        for part in np.split(mask[group * per_group : (group + 1) * per_group], mesh.shape["context"], axis=1)
-    ]
-    tokens = per_group * length // mesh.shape["context"]
-    assert max(parts) <= found <= tokens
-    assert found == tokens or found - max(parts) < tokens / 4 + 1 or max(parts) == 0
-    assert found in {min(tokens, quarters * math.ceil(tokens / 4)) for quarters in (1, 2, 3, 4)}
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_the_divisor_is_that_of_the_sequences_however_they_are_packed(aggregation, sequences, config):
+    config.algorithm.aggregation = aggregation
+    tokens = sum(int(sequence.mask[1:].sum()) for sequence in sequences)
+    counts = {"token": tokens, "sequence": 12, "constant": 12 * config.rollout.max_response_tokens}
+    for rows in (1, 4):
+        config.updates.rows = rows
+        assert divisor(pack(sequences, config.updates)[0], config) == counts[aggregation]
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "constant"])
@@ -184,7 +157,7 @@ def test_the_kl_term_pulls_to_the_reference(model, params, sequences, config):
         batch._replace(advantages=batch.advantages * 0, reference_logprobs=reference)
         for batch, reference in zip(rows, references, strict=True)
     ]
-    grads, (sums, _) = make_gradient(model, config, mesh)(params, nothing, np.float32(1), np.float32(1))
+    grads, (sums, _) = make_gradient(model, config, mesh)(params, nothing, *[np.float32(1)] * 3)
 
     def k3_sum(params):
         x = [np.asarray(r - logprobs_of(params, b, 1.0)[0], np.float64) for b, r in zip(rows, references, strict=True)]

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from polaris_jax.rl import losses
 from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.losses import LOSSES, denominator, k3, segment_sums, token_weights
 from polaris_jax.types import PackedBatch
+
+torch = pytest.importorskip("torch")
 
 LENGTHS = [[5, 1, 9], [3, 12], [16]]  # trained tokens of the sequences of each row of 20 places, after one of a prompt
 MAX_TOKENS = 13

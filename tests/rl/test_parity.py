@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
-import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from polaris_jax import hf
 
 from .conftest import policy_gradient
+
+torch = pytest.importorskip("torch")
 
 SHAPE = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from polaris_jax import supervision
-from polaris_jax.optim.optimizer import updates_applied
-from polaris_jax.rl.packing import pack
+from polaris_jax.optim.optimizer import FIRST_LOSS_SCALE, updates_applied
+from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import update as updates
 from polaris_jax.training.platform import AFTER_BATCH
 from polaris_jax.training.state import init_state
 from polaris_jax.training.update import NonFiniteUpdates, check_finite, make_update
+
+from .conftest import policy_gradient
 
 
 @pytest.fixture
@@ -99,6 +101,23 @@ def test_a_long_update_is_heard_of_while_it_runs(platform, start, config, sequen
     assert max(np.diff(times)) < 4 * BATCH_S < times[-1] - times[0]
 
 
+class Computed:
+    """An array that a device computes; keeps whether the host has waited for it."""
+
+    waited = False
+
+    def block_until_ready(self):
+        self.waited = True
+
+
+@pytest.mark.parametrize("platform", AFTER_BATCH)
+def test_the_host_waits_for_a_batch_on_cpus_alone(platform):
+    """On accelerators for the one before it, so that the next is queued while this one is computed."""
+    present, before = Computed(), Computed()
+    AFTER_BATCH[platform](present, before)
+    assert (present.waited, before.waited) == ((True, False) if platform == "cpu" else (False, True))
+
+
 def test_sft_learns(start, config, sequences):
     config.algorithm.loss = "sft"
     config.optimizer.learning_rate = 1e-2
@@ -139,6 +158,69 @@ def test_half_precision_follows_float32(dtype, start, model, config, sequences):
         update, state = start(changed)
         norms.append(update(state, batches, 1.0)[1]["grad_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def by_kind(gradient):
+    """The gradient's arrays by the last part of their name: kernel, scale, embedding."""
+    kinds = {}
+    for path, array in jax.tree_util.tree_leaves_with_path(gradient):
+        kinds.setdefault(path[-1].key, []).append(np.ravel(array))
+    return {kind: np.concatenate(arrays) for kind, arrays in kinds.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bounds"),
+    [
+        ("bfloat16", {"kernel": 0.02, "scale": 0.02, "embedding": 0.02}),
+        ("float16", {"kernel": 0.003, "scale": 0.003, "embedding": 0.003}),
+    ],
+)
+def test_half_precision_gradients_are_close_to_float32_ones(dtype, bounds, params, model, config, sequences):
+    exact, _ = policy_gradient(params, sequences, config)
+    half, _ = policy_gradient(params, sequences, config, model=model.replace(dtype=dtype), loss_scale=2**10)
+    exact, half = by_kind(exact), by_kind(half)
+    assert set(exact) == set(bounds)
+    for kind, bound in bounds.items():
+        assert np.linalg.norm(half[kind] - exact[kind]) < bound * np.linalg.norm(exact[kind]), kind
+
+
+def test_a_loss_of_very_many_tokens_skips_nothing_in_float16(start, model, config):
+    """Summed over 400,000 tokens, the loss times the first scale would be far beyond what float16 holds."""
+    rng, tokens = np.random.default_rng(0), 64
+    row = Sequence(rng.integers(0, 64, tokens + 1).astype(np.int32), np.ones(tokens + 1, np.float32))
+    config.algorithm.loss, config.updates.rows = "sft", 400_000 // tokens
+    update, state = start(model.replace(dtype="float16"))
+    batches, _ = pack([row] * config.updates.rows, config.updates)
+    state, metrics = update(state, batches, 1.0)
+    assert metrics["tokens"] == 400_000
+    assert metrics["skipped"] == metrics["overflows"] == 0
+    assert state.opt_state.loss_scale == FIRST_LOSS_SCALE
+
+
+def test_a_batch_that_overflows_in_float16_is_repeated_at_half_the_scale(start, model, config, sequences):
+    """And the update is the one that the lower scale would have given at once, to the bit."""
+    batches, _ = pack(sequences, config.updates)
+    updated = []
+    for scale in (2.0**40, None):
+        update, state = start(model.replace(dtype="float16"))
+        scale = np.float32(scale or updated[0][0].opt_state.loss_scale)
+        state = state._replace(opt_state=state.opt_state._replace(loss_scale=jnp.asarray(scale)))
+        updated.append(update(state, batches, 1.0))
+    (state, metrics), (at_once, without) = updated
+    assert 1 < metrics["overflows"] == 40 - np.log2(state.opt_state.loss_scale)
+    assert metrics["skipped"] == metrics["skipped_in_a_row"] == without["overflows"] == 0
+    assert int(updates_applied(state.opt_state)) == int(state.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, state, at_once)
+
+
+def test_what_no_scale_makes_finite_is_skipped_once(start, model, config, sequences):
+    """A loss that is not finite is no overflow: the scale stays, and nothing is repeated."""
+    update, state = start(model.replace(dtype="float16"))
+    batches, _ = pack(sequences, config.updates)
+    broken = [batch._replace(advantages=batch.advantages * np.float32(np.nan)) for batch in batches]
+    state, metrics = update(state, broken, 1.0)
+    assert (metrics["skipped"], metrics["skipped_in_a_row"], metrics["overflows"]) == (1, 1, 0)
+    assert state.opt_state.loss_scale == FIRST_LOSS_SCALE
 
 
 def test_packed_rows_are_refused_where_the_kernel_knows_no_segments(start, config, sequences, monkeypatch):

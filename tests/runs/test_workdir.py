@@ -121,7 +121,7 @@ def test_a_run_may_be_given_more_steps_and_stages_but_no_other_ones(tiny_config,
     with nullcontext() if goes_on else pytest.raises(UserError, match=f"another config: config.{key}: "):
         check_config(tiny_config(**{key: new}), tmp_path)
     with pytest.raises(UserError, match=f"another config: config.{key}: "):
-        check_config(tiny_config(**{key: new}), tmp_path, longer=False)
+        check_config(tiny_config(**{key: new}), tmp_path, growing=())
 
 
 def test_a_config_of_before_a_key_was_added_has_its_default(tiny_config, tmp_path):

@@ -1,5 +1,6 @@
 """What a job shows of itself: what is done, how fast, how long it will take, and that something is being compiled."""
 
+import io
 import itertools
 import re
 import threading
@@ -7,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from polaris_jax import supervision
 from polaris_jax.supervision import progress
@@ -106,3 +108,34 @@ def test_a_short_job_prints_nothing(capsys):
 
 def test_memory_is_this_process_where_no_device_has_its_own():
     assert 0 < float(progress.memory().removesuffix(" GiB")) < 1000
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([0.0], "▁"),
+        ([3.0, 3.0], "▁▁"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([1.0, -1.0], "█▁"),
+        ([0.0] * 60 + [1.0] * 60, "▁" * 20 + "█" * 20),
+    ],
+)
+def test_a_curve_spans_its_lowest_and_highest_value_and_is_no_wider_than_its_place(values, bars):
+    assert progress.sparkline(values) == bars
+
+
+def test_the_live_view_shows_curves_of_the_run_it_belongs_to(monkeypatch):
+    monkeypatch.setattr(progress, "TICK_S", 0.01)
+    screen = io.StringIO()
+    make = lambda **settings: Console(file=screen, force_terminal=True, width=120, **settings)  # noqa: E731
+    monkeypatch.setattr(progress, "Console", make)
+    progress.show_metrics({"reward": 9.0})  # outside of any display
+    with supervision.display("GRPO"):
+        supervision.heartbeat("steps", 1, 4)
+        for reward in (0.25, float("nan"), 0.5):
+            progress.show_metrics({"reward": reward, "response_length": 40.0})
+        deadline = time.monotonic() + 10
+        while "response length" not in screen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    (line,) = {line for line in re.split(r"[\r\n]", screen.getvalue()) if "reward" in line and "▁█" in line}
+    assert re.search(r"▁█\s+0.25\s+0.5\s+0.5", line)

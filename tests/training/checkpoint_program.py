@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from polaris_jax.data.curriculum import Curriculum
 from polaris_jax.training.checkpoint import Checkpoints
 from polaris_jax.training.host import HostState
-from polaris_jax.types import Rollout
+from polaris_jax.types import Rollout, Solution
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -33,4 +33,4 @@ with Checkpoints(Path(sys.argv[1]), settings()) as checkpoints:
     assert len(state.params["w"].addressable_shards) == 8
 solution = Rollout("p", 0, np.array([1, 2], np.int32), np.array([3, 4, 5], np.int32), np.zeros(3, np.float16), "stop")
 with Checkpoints(Path(sys.argv[2]), settings()) as checkpoints:
-    checkpoints.save(placed(state_at(2)), HostState(Curriculum(solutions={"p": solution})))
+    checkpoints.save(placed(state_at(2)), HostState(Curriculum(solutions={"p": Solution(solution, 1.0)})))

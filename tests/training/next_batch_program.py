@@ -28,8 +28,8 @@ loop.verifier_pool = lambda config: EvenLengthPool()
 make_update, older = loop.make_update, []
 
 
-def watched(model, stage, mesh, reference):
-    update, logprobs = make_update(model, stage, mesh, reference), jax.jit(make_logprobs(model, mesh))
+def watched(model, stage, mesh, *rest):
+    update, logprobs = make_update(model, stage, mesh, *rest), jax.jit(make_logprobs(model, mesh))
 
     def look(state, batches, temperature):
         if int(state.step) + 1 == kill:

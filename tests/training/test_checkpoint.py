@@ -111,7 +111,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(tmp_path
 def test_damage_to_any_file_is_found(tmp_path):
     save(tmp_path, [1])
     whole = tmp_path / "checkpoints" / "1"
-    assert files.damage(whole) is None
+    assert files.damage(whole) == {}
     items = [path for path in files_below(whole) if path.parent != whole]
     assert len(items) > 5
     for path in [*items, whole / files.CHECKSUMS]:
@@ -139,7 +139,7 @@ def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
     assert_same(restore(tmp_path)[0], state_at(2))
     save(tmp_path, [4])
     assert steps(tmp_path) == [2, 4]
-    assert files.damage(tmp_path / "checkpoints" / "4") is None
+    assert files.damage(tmp_path / "checkpoints" / "4") == {}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
         ({"keep": 1, "keep_best": "no/such"}, [8]),
     ],
 )
-def test_the_newest_the_best_and_every_so_manyth_stay(tmp_path, changed, kept):
+def test_the_newest_the_best_and_every_nth_stay(tmp_path, changed, kept):
     rewards = dict(zip(range(1, 9), [0.2, 0.1, 0.3, 0.9, float("nan"), 0.5, 0.4, 0.2], strict=True))
     metrics = {step: {"reward": reward} for step, reward in rewards.items()}
     save(tmp_path, range(1, 4), metrics, **changed)
@@ -229,7 +229,7 @@ def test_a_checkpoint_does_not_depend_on_the_devices_it_was_saved_from(tmp_path,
     monkeypatch.setattr(pickle, "loads", refused)
     state, host = restore(tmp_path / "eight")
     assert_same(state, state_at(2))
-    assert host.curriculum.solutions["p"].tokens.tolist() == [3, 4, 5]
+    assert host.curriculum.solutions["p"].rollout.tokens.tolist() == [3, 4, 5]
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,11 +15,14 @@ import pytest
 
 from polaris_jax import hf
 from polaris_jax.errors import UserError
+from polaris_jax.evaluation import job
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.rollout.codec import rollouts_to_arrays
+from polaris_jax.rollout.platforms import PLATFORMS
+from polaris_jax.runs.profile import kernels
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import loop
-from polaris_jax.training.host import from_saved, to_saved
+from polaris_jax.training import loop, solutions
 from tests.conftest import EvenLengthPool
 
 
@@ -38,6 +40,12 @@ def without_times(rows):
     return [{k: v for k, v in row.items() if not (k.startswith(here) or k.endswith(timed))} for row in rows]
 
 
+def traced_programs(workdir):
+    """Which steps have a trace, and whether the programs of rollout and update are in it."""
+    programs = {step: {kernel.module for kernel in kernels(step)} for step in (workdir / "profile").iterdir()}
+    return {step.name: {"jit_decode", "jit_accumulate", "jit_apply"} <= found for step, found in programs.items()}
+
+
 @pytest.fixture
 def run(tiny_config, even_length_pool, tmp_path):
     """Runs the loop in a named directory below tmp_path."""
@@ -49,7 +57,7 @@ def run(tiny_config, even_length_pool, tmp_path):
 
 
 def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
-    history = run("run", **{"training.evaluate_every": 2})
+    history = run("run", **{"training.evaluate_every": 2, "training.profile_steps": (3, 3)})
     frame = history.frame()
     assert list(frame.index) == [1, 2, 3, 4]
     assert (frame["update/grad_norm"] > 0).any()
@@ -70,6 +78,47 @@ def test_a_run_trains_and_tells_what_it_did(run, tmp_path):
     assert {sample["step"] for sample in samples} == {1, 2, 3, 4}
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert history.plot().axes[0].get_title() == "reward"
+    assert traced_programs(tmp_path / "run") == {"step-000003": True}
+
+
+def test_evaluation_within_training_is_the_evaluation_job(run, tiny_config, tmp_path, monkeypatch):
+    """At its last step, on that step's checkpoint: a longer limit and context than training's, and all problems."""
+    monkeypatch.setattr(job, "verifier_pool", lambda config: EvenLengthPool())
+    questions = ["Start with 4, first +5. What is the result?", "Start with 4" + ", then +1" * 40 + ". What is it?"]
+    path, found = tmp_path / "benchmark.jsonl", []
+    path.write_text("".join(json.dumps({"problem": text, "answer": "9"}) + "\n" for text in questions))
+    overrides = {
+        "training.steps": 1, "training.evaluate_every": 1, "evaluation.benchmarks": ("arithmetic:3", str(path)),
+        "evaluation.max_response_tokens": 30, "evaluation.temperature": 0.8, "evaluation.yarn_factor": 1.5,
+    }  # fmt: skip
+    own = job.evaluate_all
+
+    def recorded(*args):
+        found.append(own(*args))
+        return found[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "evaluate_all", recorded)
+        (row,) = run("run", **overrides).rows
+    config = tiny_config(**overrides | {"model.path": str(tmp_path / "run")})
+    expected = job.run(config, tmp_path / "evaluation")
+    assert found == [expected]
+    assert len(expected.problems) == 6
+    assert max(record.length for record in expected.records) > 24
+    for name, scores in expected.scores.items():
+        k = scores["samples"]
+        assert row[f"evaluation/{name}/avg@{k}"] == scores[f"avg@{k}"]["mean"]
+        assert row[f"evaluation/{name}/length"] == scores["length"]["mean"]
+
+
+def test_memory_for_sampling_and_evaluation_is_checked_when_a_run_starts(run, tmp_path, monkeypatch):
+    evaluated = {"training.evaluate_every": 1, "evaluation.max_response_tokens": 5000}
+    with pytest.raises(UserError, match=r"evaluation.max_response_tokens=5000 take .* rollout.cache_gib=0.003 has"):
+        run("run", **evaluated, **{"rollout.cache_gib": 0.003})
+    monkeypatch.setitem(PLATFORMS, "cpu", PLATFORMS["cpu"]._replace(memory=lambda _: 24 * 2**20))
+    with pytest.raises(UserError, match=r"GiB a device beside .* of the trainer's state, .*evaluation.max_resp"):
+        run("run", **evaluated, **{"rollout.slots": 4})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -102,11 +151,13 @@ def killed(monkeypatch, name, at):
 
 
 def host_of(workdir):
-    """The host state of the newest checkpoint, without its times."""
-    args = ocp.args.Composite(host=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
+    """The host state of the newest checkpoint, without its times and solutions, and those."""
+    args = ocp.args.Composite(host=ocp.args.JsonRestore())
     with ocp.CheckpointManager(workdir / "checkpoints", item_names=("host", "arrays")) as checkpoints:
-        found = checkpoints.restore(checkpoints.latest_step(), args=args)
-    return replace(from_saved(found["host"], found["arrays"]), device_seconds=0.0)
+        step = checkpoints.latest_step()
+        saved = dict(checkpoints.restore(step, args=args)["host"])
+    kept, _ = solutions.read(workdir / "checkpoints" / str(step), saved.pop("solutions"))
+    return saved | {"device_seconds": 0.0}, kept
 
 
 def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch, few_problems):
@@ -114,12 +165,14 @@ def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch, few_problem
     killed(monkeypatch, "train_step", at=4)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **EXPLORE)
-    resumed = run("broken", **EXPLORE)
+    resumed = run("broken", **EXPLORE, **{"training.profile_steps": (4, 9)})
+    assert traced_programs(tmp_path / "broken") == {"step-000004": True}
     assert without_times(resumed.rows) == without_times(unbroken.rows)
     assert_same(params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken"))
     left, right = host_of(tmp_path / "broken"), host_of(tmp_path / "unbroken")
-    assert list(left.curriculum.solutions) == list(right.curriculum.solutions) != []
-    assert_same(to_saved(left), to_saved(right))
+    assert left[0] == right[0]
+    assert list(left[1]) == list(right[1]) != []
+    assert_same(rollouts_to_arrays([*left[1].values()]), rollouts_to_arrays([*right[1].values()]))
 
 
 class OnlyTheFirst(EvenLengthPool):

@@ -61,7 +61,7 @@ def test_rows_that_are_gone_are_told(tmp_path, caplog):
     ("metrics", "words"),
     [
         ({"verdict/no_think_end": 1.0}, "step 1: no response has </think>"),
-        ({"cut_off": 0.6}, "step 1: 60% of the responses were cut off at config.rollout.max_response_tokens"),
+        ({"cut_off": 0.6}, "step 1: 60% of the responses were truncated at config.rollout.max_response_tokens"),
         ({"verdict/no_think_end": 0.9, "cut_off": 0.5}, ""),
     ],
 )
@@ -103,6 +103,22 @@ def test_on_a_full_disk_rows_are_kept_and_written_when_there_is_room(tmp_path, c
     assert caplog.text.count("metrics cannot be written") == 1
 
 
-def test_plot_has_a_panel_for_each_metric(tmp_path):
-    history = History(tuple({"step": i, "reward": i, "response_length": 2 * i} for i in range(1, 4)), tmp_path)
-    assert [axis.get_title() for axis in history.plot().axes] == ["reward", "response length"]
+def test_plot_has_a_panel_for_each_metric_that_is_there(tmp_path):
+    rows = [{"step": i, "reward": i / 20, "response_length": 2 * i, "update/entropy": 1 / i} for i in range(1, 21)]
+    rows[4]["evaluation/some/where/avg@4"], rows[9]["evaluation/some/where/avg@4"] = 0.25, 0.5
+    reward, accuracy, length, entropy, *_ = History(tuple(rows), tmp_path).plot().axes
+    titles = [axis.get_title() for axis in (reward, accuracy, length, entropy)]
+    assert titles == ["reward", "held-out accuracy", "response length", "entropy"]
+    assert all(axis.get_ylabel() for axis in (reward, accuracy, length, entropy))
+    assert [line.get_label() for line in reward.lines] == ["each step", "mean of 2 steps"]
+    assert accuracy.lines[0].get_label() == "where"
+    assert accuracy.lines[0].get_xydata().tolist() == [[5, 0.25], [10, 0.5]]
+    for axis in (reward, accuracy):
+        assert axis.get_ylim() == pytest.approx((0, 1), abs=0.03)
+
+
+def test_a_reward_outside_of_0_to_1_is_seen(tmp_path):
+    rows = tuple({"step": i, "reward": reward} for i, reward in enumerate((-0.5, 0.5, 1.5), 1))
+    low, high = History(rows, tmp_path).plot(("reward",)).axes[0].get_ylim()
+    assert low < -0.5
+    assert high > 1.5

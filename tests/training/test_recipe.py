@@ -9,27 +9,38 @@ from polaris_jax.errors import UserError
 from polaris_jax.training import recipe
 
 
+def metrics(config):
+    """What training leaves: a row for each step of all stages."""
+    steps = sum(stage.training.steps for _, stage in configs.stages(config))
+    return {"metrics.jsonl": "".join(f'{{"step": {step}, "reward": 0.5}}\n' for step in range(1, steps + 1))}
+
+
+def scores(config):
+    """What an evaluation leaves."""
+    return {"scores.json": json.dumps({"scores": {"b": {}}})}
+
+
 @pytest.fixture
 def phases(monkeypatch):
     """Stands in for the work of each phase; notes the phase, its model and its data. `stop` names one that raises."""
     calls, stop = [], set()
 
-    def work(phase, writes=None):
+    def work(phase, writes=lambda config: {}):
         def run(config, output, **_):
             calls.append((phase, config.model.path, config.data.train))
             if phase in stop:
                 stop.remove(phase)
                 raise KeyboardInterrupt
             output.mkdir(exist_ok=True)
-            for name, text in (writes or {}).items():
+            for name, text in writes(config).items():
                 (output / name).write_text(text)
 
         return run
 
     monkeypatch.setattr(recipe.sft, "run", work("sft"))
     monkeypatch.setattr(recipe.difficulty, "run", work("difficulty"))
-    monkeypatch.setattr(recipe.loop, "run", work("train", {"metrics.jsonl": '{"step": 1, "reward": 0.5}\n'}))
-    monkeypatch.setattr(recipe.job, "run", work("evaluation", {"scores.json": json.dumps({"scores": {"b": {}}})}))
+    monkeypatch.setattr(recipe.loop, "run", work("train", metrics))
+    monkeypatch.setattr(recipe.job, "run", work("evaluation", scores))
     monkeypatch.setattr(
         recipe.hf,
         "export_model",
@@ -47,7 +58,7 @@ def test_each_phase_works_on_what_the_ones_before_made(phases, tiny_config, tmp_
         ("evaluation", f"{tmp_path}/train", "arithmetic"),
         ("export", tmp_path / "train", tmp_path / "export"),
     ]
-    assert outcome.history.frame().reward.tolist() == [0.5]
+    assert outcome.history.frame().reward.tolist() == [0.5] * 4
     assert outcome.scores == {"b": {}}
     assert list(outcome.phases) == ["sft", "difficulty", "train", "evaluation", "export"]
 
@@ -90,6 +101,42 @@ def test_another_config_is_refused_with_the_key(phases, tiny_config, tmp_path):
     with pytest.raises(UserError, match="the first stage needs a number"):
         recipe.run(tiny_config(stages=({"temperature": "search"},)), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_more_steps_train_on_and_what_comes_after_is_done_anew(phases, tiny_config, tmp_path):
+    recipe.run(tiny_config(), tmp_path)
+    del phases[0][:]
+    outcome = recipe.run(tiny_config(**{"training.steps": 6}), tmp_path)
+    assert [phase for phase, *_ in phases[0]] == ["train", "evaluation", "export"]
+    assert len(outcome.history.rows) == 6
+    for name in ("evaluation", "export"):
+        assert {path.name for path in tmp_path.glob(f"{name}*")} == {name, f"{name}_4"}
+    del phases[0][:]
+    recipe.run(tiny_config(**{"training.steps": 6}), tmp_path)
+    assert not phases[0]
+    with pytest.raises(UserError, match=r"config.training.steps: 6 -> 4"):
+        recipe.run(tiny_config(), tmp_path)
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluation"])
+def test_longer_stages_and_further_ones_survive_a_kill(phases, tiny_config, tmp_path, phase):
+    short, second = {"name": "a", "steps": 2}, {"name": "b", "steps": 3}
+    recipe.run(tiny_config(stages=(short,)), tmp_path)
+    del phases[0][:]
+    longer = tiny_config(stages=({"name": "a", "steps": 4}, second))
+    phases[1].add(phase)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.run(longer, tmp_path)
+    assert len(recipe.run(longer, tmp_path).history.rows) == 7
+    expected = ["train", "evaluation", "export"]
+    expected.insert(expected.index(phase), phase)
+    assert [name for name, *_ in phases[0]] == expected
+
+
+def test_more_steps_of_sft_are_refused(phases, tiny_config, tmp_path):
+    recipe.run(tiny_config(), tmp_path)
+    with pytest.raises(UserError, match=r"config.sft.steps: 4 -> 8"):
+        recipe.run(tiny_config(**{"sft.steps": 8}), tmp_path)
 
 
 def test_the_export_has_the_context_that_was_evaluated(tiny_config, tmp_path, monkeypatch):
