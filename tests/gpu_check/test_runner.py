@@ -99,6 +99,7 @@ def test_no_check_begins_behind_the_budget(run, monkeypatch):
     assert run(budget_s=600).complete
 
 
+@pytest.mark.slow
 def test_results_of_another_machine_are_not_mixed(run, monkeypatch):
     run()
     monkeypatch.setattr(jax, "__version__", "another")
@@ -146,6 +147,7 @@ print("complete", outcome.complete)
 """
 
 
+@pytest.mark.slow
 def test_a_check_that_does_not_end_is_passed_over_by_the_next_start(tmp_path):
     command = [sys.executable, "-c", HANGS, tmp_path]
     first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -170,6 +172,7 @@ def test_what_does_not_fit_is_a_failure_of_kernels_alone(check, status, wrong):
     assert failed(CheckResults(MACHINE, "4b", [result], True)) == [result] * wrong
 
 
+@pytest.mark.slow
 def test_without_torch_the_peer_is_skipped(run, monkeypatch):
     monkeypatch.setattr(runner, "find_spec", lambda name: None)
     result = run(peer=True).results[0]
@@ -182,6 +185,7 @@ def test_a_peer_that_breaks_is_told_in_one_line():
     assert "KeyError: 'none'" in error or "torch" in error
 
 
+@pytest.mark.slow
 def test_all_checks_hold_on_a_cpu(tmp_path):
     pytest.importorskip("torch")
     script = ROOT / "experiments" / "gpu_check.py"

@@ -150,6 +150,7 @@ def test_updates_that_are_not_finite_are_skipped_and_in_the_end_stop_the_run(sta
     check_finite(metrics["skipped_in_a_row"], config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_follows_float32(dtype, start, model, config, sequences):
     batches, _ = pack(sequences, config.updates)
@@ -168,6 +169,7 @@ def by_kind(gradient):
     return {kind: np.concatenate(arrays) for kind, arrays in kinds.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "bounds"),
     [
