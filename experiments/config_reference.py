@@ -1,7 +1,7 @@
 """Makes docs/config.md, the reference of all config keys, from configs/base.py: each with its default and its comment.
 
 python experiments/config_reference.py
-python experiments/config_reference.py --target=/tmp/config.md
+python experiments/config_reference.py --reference=config.md
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from absl import flags
 from configs import base
 from polaris_jax import cli
 
-TARGET = flags.DEFINE_string("target", "docs/config.md", "The page to write.")
+TARGET = flags.DEFINE_string("reference", "docs/config.md", "The page to write.")
 INTRODUCTION = """# Config reference
 
 <!-- Made by experiments/config_reference.py from configs/base.py; change those. -->
