@@ -8,8 +8,6 @@ from typing import Any
 
 import jax
 
-from polaris_jax.host_memory import release_freed_memory
-
 
 def _wait_for_memory(present: Any, before: Any) -> None:
     """Waits until the present batch is computed, and a moment more, when the CPU client has freed what that needed.
@@ -19,7 +17,6 @@ def _wait_for_memory(present: Any, before: Any) -> None:
     """
     jax.block_until_ready(present)
     time.sleep(5e-4)
-    release_freed_memory()
 
 
 def _queue_one(present: Any, before: Any) -> None:
