@@ -172,7 +172,6 @@ def make_gradient(
 
     def gradient(params, rows, temperature, loss_scale, count):
         grads, totals = zeros(params), None
-        after_batch(grads, None)  # what sampling left is not kept through the batches
         for number, batch in enumerate(rows, start=1):
             heartbeat("batches of the update", number, len(rows))
             grads, new = accumulate(grads, params, batch, temperature, loss_scale, count)
