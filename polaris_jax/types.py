@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,11 @@ class Problem:
     accuracy: float | None = None
     kind: str = "math"
     metadata: str = ""
+
+
+def problem_from_json(saved: Mapping[str, Any]) -> Problem:
+    """The problem of `dataclasses.asdict(problem)`, whose answers JSON has made a list of."""
+    return Problem(**{**saved, "answers": tuple(saved["answers"])})
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from polaris_jax.evaluation.report import table
 from polaris_jax.rewards import VerifierPool
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.sharding.multihost import is_writer
-from polaris_jax.supervision.progress import clock
+from polaris_jax.supervision.progress import clock, in_background
 from polaris_jax.types import Problem, Prompt
 
 ASSUMED = 0.5  # of the limit: the length of a response of which nothing is known
@@ -115,9 +115,9 @@ class Outlook:
 @contextmanager
 def told(outlook: Outlook, verifier: VerifierPool) -> Iterator[None]:
     """Within the block the early table and the time left are printed now and then; of several processes by one."""
-    done, console = threading.Event(), Console(quiet=not is_writer())
+    console = Console(quiet=not is_writer())
 
-    def tell() -> None:
+    def tell(done: threading.Event) -> None:
         due = time.monotonic() + FIRST_S
         while not done.wait(TICK_S):
             if time.monotonic() >= due:
@@ -126,10 +126,5 @@ def told(outlook: Outlook, verifier: VerifierPool) -> Iterator[None]:
                     console.print(early)
                 console.print(outlook.left(), markup=False, soft_wrap=True)
 
-    thread = threading.Thread(target=tell, name="outlook", daemon=True)
-    thread.start()
-    try:
+    with in_background("outlook", tell):
         yield
-    finally:
-        done.set()
-        thread.join()

@@ -53,7 +53,13 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], records: Sequen
                 "prompt": [{"role": "user", "content": problem.question}],
                 "ability": problem.kind,
                 "reward_model": {"ground_truth": list(problem.answers), "style": "rule"},
-                "extra_info": {"index": index, "split": "test", "id": problem.id} | _kind(problem),
+                "extra_info": {
+                    "index": index,
+                    "split": "test",
+                    "id": problem.id,
+                    "kind": problem.kind,
+                    "metadata": problem.metadata,
+                },
                 "responses": [record.response for record in samples],
                 "lengths": [record.length for record in samples],
                 "finish_reasons": [record.finish_reason for record in samples],
@@ -63,10 +69,6 @@ def write_parquet(path: str | Path, problems: Sequence[Problem], records: Sequen
         )
     with staged(path) as staging:
         pd.DataFrame(rows).to_parquet(staging)
-
-
-def _kind(problem: Problem) -> dict[str, str]:
-    return {"kind": problem.kind, "metadata": problem.metadata}
 
 
 def group(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:

@@ -10,12 +10,11 @@ from polaris_jax import config as configs
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.job import engine_config
 from polaris_jax.hf.hub import resolve
-from polaris_jax.plan.memory import cache_pages, phase_memory, plan_mesh, sequence_pages
+from polaris_jax.plan.memory import SAMPLING, cache_pages, phase_memory, plan_mesh, sequence_pages
 from polaris_jax.plan.planner import model_shape
 from polaris_jax.rollout.pools import page_bytes
 
 LEAST_SEQUENCES = 8  # of full length, that a copy of the model has room for; fewer would leave a device idle
-PHASES = ("weight sync", "prefill", "decode")
 
 
 def fit(config: ConfigDict, memory: float, devices: int) -> ConfigDict:
@@ -58,5 +57,5 @@ def _room(config: ConfigDict, memory: float, devices: int) -> tuple[float, float
     """Bytes that weights and workspace leave for the cache, bytes of a page, and pages of all slots."""
     model, mesh = model_shape(config), plan_mesh(config.mesh, devices)
     found = phase_memory(model, config, mesh)
-    used = max(sum(found[p].values()) - found[p]["moments"] - found[p].get("cache", 0) for p in PHASES)
+    used = max(sum(found[p].values()) - found[p]["moments"] - found[p].get("cache", 0) for p in SAMPLING)
     return memory - used, page_bytes(model, mesh, config.rollout), cache_pages(model, config, mesh)

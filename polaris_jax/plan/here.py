@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import jax
@@ -13,12 +12,11 @@ from polaris_jax import config as configs
 from polaris_jax.errors import UserError
 from polaris_jax.evaluation.job import engine_config
 from polaris_jax.hf.hub import resolve
-from polaris_jax.plan.memory import PHASES, phase_memory, plan_mesh
+from polaris_jax.plan.memory import PHASES, SAMPLING, TRAINING, phase_memory, plan_mesh
 from polaris_jax.plan.planner import model_shape
+from polaris_jax.rollout import cpu
 
 GIB = 2**30
-SAMPLING = ("weight sync", "prefill", "decode")
-TRAINING = ("gradients", "apply")
 JOBS = {"GRPO": PHASES, "SFT": TRAINING, "evaluation": SAMPLING}
 CHEAPER = {  # what makes a phase smaller
     **dict.fromkeys(SAMPLING, "lower config.rollout.slots, or set config.rollout.cache_gib"),
@@ -63,7 +61,7 @@ def needs(config: ConfigDict, job: str) -> tuple[float, str]:
 
 def capacity() -> float:
     """Bytes of the first device's own memory, or of the host's where it has none."""
-    return _own_memory() or float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return _own_memory() or float(cpu.memory(jax.local_devices()[0]))
 
 
 def _own_memory() -> float:

@@ -32,7 +32,8 @@ from polaris_jax.sharding.rows import row_groups
 from polaris_jax.sharding.rules import param_shapes, param_shardings
 from polaris_jax.types import PackedBatch
 
-PHASES = ("weight sync", "prefill", "decode", "gradients", "apply")
+SAMPLING, TRAINING = ("weight sync", "prefill", "decode"), ("gradients", "apply")
+PHASES = (*SAMPLING, *TRAINING)
 PROBE = 13 * 512  # tokens of a row; longer rows keep as much per token, and no model is as wide
 MASTER = 4  # bytes of a float32 parameter, gradient or moment
 LOGITS_COPIES = 3  # float32 arrays as large as the logits of a chunk that its backward pass holds at once

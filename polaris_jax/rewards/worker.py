@@ -28,7 +28,7 @@ from polaris_jax.mathematics import importing_sympy, judge
 from polaris_jax.rewards import functions, gym
 from polaris_jax.rewards.functions import RewardFunction
 from polaris_jax.rewards.verdict import Reason
-from polaris_jax.types import Problem
+from polaris_jax.types import problem_from_json
 
 IMPORTING = "importing"
 HEADER = struct.Struct("!I")
@@ -87,7 +87,7 @@ def _call(function: list[str], response: str, problem: dict[str, Any]) -> tuple[
     if error := _load(function):
         return 0.0, error
     try:
-        asked = Problem(**problem | {"answers": tuple(problem["answers"])})
+        asked = problem_from_json(problem)
         return functions.call(RewardFunction(*function), response, asked), ""
     except (MemoryError, OutOfTime):
         raise

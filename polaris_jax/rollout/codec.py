@@ -12,14 +12,17 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
 
 import jax
 import numpy as np
 
 from polaris_jax.rollout.records import DetailedRollout
 from polaris_jax.sharding.multihost import gather_bytes
-from polaris_jax.types import Rollout
+from polaris_jax.types import Group, Rollout, problem_from_json
 
 DTYPES = {
     "prompt_tokens": np.int32,
@@ -65,6 +68,21 @@ def rollouts_from_arrays(arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, 
         kind = Rollout if OPTIONAL.isdisjoint(fields) else DetailedRollout
         rollouts.append(kind(problem_id=problem_id, sample=sample, finish_reason=finish_reason, **fields))
     return rollouts
+
+
+def groups_to_json(groups: Sequence[Group]) -> list[list[Any]]:
+    """Of each group [problem, rewards, correct], json-able; its rollouts go beside that, as above."""
+    return [[asdict(group.problem), group.rewards.tolist(), group.correct.tolist()] for group in groups]
+
+
+def groups_from_json(heads: Iterable[Sequence[Any]], rollouts: Iterable[Rollout]) -> list[Group]:
+    """The groups of `groups_to_json`, from their rollouts one group behind the other."""
+    rest, groups = iter(rollouts), []
+    for problem, rewards, correct in heads:
+        mine = tuple(islice(rest, len(rewards)))
+        judged = np.asarray(rewards, np.float32), np.asarray(correct, bool)
+        groups.append(Group(problem_from_json(problem), mine, *judged))
+    return groups
 
 
 def to_bytes(rollouts: Sequence[Rollout], dtypes: Mapping[str, type] = DTYPES) -> bytes:

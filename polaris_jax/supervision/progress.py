@@ -11,9 +11,10 @@ import math
 import resource
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -39,18 +40,27 @@ def display(title: str) -> Iterator[None]:
     """Within the block, what the heartbeats and `show_metrics` say is shown under this title; of several processes by
     one."""
     console = Console(quiet=not is_writer())
-    shown, done = Shown(title), threading.Event()
+    shown = Shown(title)
     draw = _live if console.is_terminal else _lines
-    thread = threading.Thread(target=draw, args=(console, shown, done), name="progress", daemon=True)
-    with showing(shown.heard):
+    with showing(shown.heard), in_background("progress", partial(draw, console, shown)):
         _displays.append(shown)
-        thread.start()
         try:
             yield
         finally:
-            done.set()
-            thread.join()
             _displays.remove(shown)
+
+
+@contextmanager
+def in_background(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Within the block `work(done)` runs in a thread; the block's end sets `done` and waits until it has returned."""
+    done = threading.Event()
+    thread = threading.Thread(target=work, args=(done,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def show_metrics(metrics: Mapping[str, float]) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +27,16 @@ from polaris_jax.errors import UserError
 from polaris_jax.files import staged
 from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.packing import from_rollouts, pack
-from polaris_jax.rollout.codec import COMPACT, rollouts_from_arrays, rollouts_to_arrays
+from polaris_jax.rollout.codec import (
+    COMPACT,
+    groups_from_json,
+    groups_to_json,
+    rollouts_from_arrays,
+    rollouts_to_arrays,
+)
 from polaris_jax.sharding.multihost import is_writer
 from polaris_jax.sharding.rows import put_rows, row_groups
-from polaris_jax.types import Group, Problem
+from polaris_jax.types import Group
 
 MOST_BYTES = 2**28
 
@@ -84,8 +89,8 @@ def keep(workdir: Path, step: int, looked: Sequence[LoggedGroup]) -> None:
     if not is_writer():
         return
     rollouts = [rollout for one in looked for rollout in one.group.rollouts]
-    judged = [[one.group.rewards.tolist(), one.group.correct.tolist(), one.reasons] for one in looked]
-    heads = [[asdict(one.group.problem), *found] for one, found in zip(looked, judged, strict=True)]
+    judged = groups_to_json([one.group for one in looked])
+    heads = [[*head, one.reasons] for head, one in zip(judged, looked, strict=True)]
     with np.errstate(over="ignore"):  # to infinity, which the report shows as such
         arrays = rollouts_to_arrays(rollouts, COMPACT)
         arrays |= {"gaps": _flat(one.gaps for one in looked), "entropies": _flat(one.entropies for one in looked)}
@@ -116,10 +121,8 @@ def load(workdir: Path, step: int) -> list[LoggedGroup]:
         ends = np.cumsum([len(rollout.tokens) for rollout in rollouts])[:-1]
         rest = zip(rollouts, np.split(gaps, ends), np.split(entropies, ends), strict=True)
         looked = []
-        for problem, rewards, correct, reasons in heads:
-            problem = Problem(**problem | {"answers": tuple(problem["answers"])})
-            mine, *values = zip(*islice(rest, len(rewards)), strict=True)
-            group = Group(problem, mine, np.asarray(rewards, np.float32), np.asarray(correct, bool))
+        for group, (*_, reasons) in zip(groups_from_json([head[:3] for head in heads], rollouts), heads, strict=True):
+            _, *values = zip(*islice(rest, len(group.rewards)), strict=True)
             looked.append(LoggedGroup(group, tuple(reasons), *values))
     except Exception as error:  # of many kinds, since np.load opens whatever the file looks like
         raise UserError(f"{path}: expected groups of a run; {error}") from error

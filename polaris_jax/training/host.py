@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from polaris_jax.data.curriculum import Curriculum
-from polaris_jax.rollout.codec import rollouts_from_arrays, rollouts_to_arrays
+from polaris_jax.rollout.codec import groups_from_json, groups_to_json, rollouts_from_arrays, rollouts_to_arrays
 from polaris_jax.training.next_batch import SampledBatch
-from polaris_jax.types import Group, Problem, Rollout, Solution
+from polaris_jax.types import Rollout, Solution
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     saved = asdict(replace(host, curriculum=replace(host.curriculum, solutions={}), next_batch=None))
     saved["solution_rewards"] = {key: solution.reward for key, solution in host.curriculum.solutions.items()}
     if batch:
-        groups = [[asdict(group.problem), group.rewards.tolist(), group.correct.tolist()] for group in batch.groups]
-        saved["next_batch"] = batch._asdict() | {"groups": groups}
+        saved["next_batch"] = batch._asdict() | {"groups": groups_to_json(batch.groups)}
     return saved, arrays
 
 
@@ -58,12 +56,6 @@ def from_saved(
     places = {source: tuple(place) for source, place in curriculum["places"].items()}
     kept = {key: Solution(rollout, rewards[key]) for key, rollout in solutions.items()}
     curriculum |= {"dropped": tuple(curriculum["dropped"]), "solutions": kept, "places": places}
-    rest = iter(rollouts_from_arrays(arrays))
     if batch := saved.pop("next_batch"):
-        groups = []
-        for problem, rewards, correct in batch["groups"]:
-            problem = Problem(**problem | {"answers": tuple(problem["answers"])})
-            rollouts = tuple(islice(rest, len(rewards)))
-            groups.append(Group(problem, rollouts, np.asarray(rewards, np.float32), np.asarray(correct, bool)))
-        batch = SampledBatch(**batch | {"groups": groups})
+        batch = SampledBatch(**batch | {"groups": groups_from_json(batch["groups"], rollouts_from_arrays(arrays))})
     return HostState(**saved, curriculum=Curriculum(**curriculum), next_batch=batch)
