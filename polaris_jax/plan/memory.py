@@ -26,7 +26,7 @@ from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
 from polaris_jax.optim.optimizer import make_optimizer, opt_state_shardings
 from polaris_jax.optim.pieces import piece_count
 from polaris_jax.rollout.kv_pages import pages_for
-from polaris_jax.rollout.platforms import PLATFORMS, Platform
+from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.pools import page_bytes, pool_pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.replica import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
@@ -58,9 +58,10 @@ def phase_memory(
     """Bytes on a device, by phase and component.
 
     weights, moments: the training state, which stays all through the step. reference: of the KL term. sampler: its
-    weights, as `rollout.weights` says, nothing where it reads the trainer's. cache: the page pool. gradients: summed
-    and new ones. activations: kept for the backward pass. workspace: all else that a program needs at once. platform:
-    of the devices, "tpu", "gpu" or "cpu". Raises UserError where a parameter does not split evenly over the mesh.
+    weights, as `rollout.weights` says, without those of the trainer that it reads. cache: the page pool. gradients:
+    summed and new ones. activations: kept for the backward pass. workspace: all else that a program needs at once.
+    platform: of the devices, "tpu", "gpu" or "cpu". Raises UserError where a parameter does not split evenly over the
+    mesh.
     """
     way = PLATFORMS[platform]
     item = jnp.dtype(model.dtype).itemsize
@@ -71,7 +72,10 @@ def phase_memory(
     if config.algorithm.kl:
         state["reference"] = weights
     shared = way.shares(model, mesh, config.rollout.weights)
-    sampler = 0.0 if shared else _sampler_bytes(model, replica, config.rollout.weights, way)
+    sampler = 0.0 if shared else parameter_bytes(model, replica, item)
+    if config.rollout.weights:
+        sampler *= weight_bytes(model, config.rollout.weights) / weight_bytes(model, "")
+    sampler += way.transpose * item * model.vocab_size * model.hidden_size / replica.size
     sampling = state | {"sampler": sampler}
     pool = float(cache_pages(model, config, mesh) * page_bytes(model, mesh, config.rollout))
     cached, gathered = sampling | {"cache": pool}, 0 if way.kernels in DECODE_KERNELS else pool
@@ -88,14 +92,6 @@ def phase_memory(
         | {"gradients": (1 if added else 2) * weights, "activations": activations, "workspace": workspace},
         "apply": state | kept | {"gradients": weights, "workspace": _apply(model, mesh, platform)},
     }
-
-
-def _sampler_bytes(model: ModelConfig, replica: AbstractMesh, weights: str, way: Platform) -> float:
-    item = jnp.dtype(model.dtype).itemsize
-    size = parameter_bytes(model, replica, item)
-    if weights:
-        size *= weight_bytes(model, weights) / weight_bytes(model, "")
-    return size + way.transpose * item * model.vocab_size * model.hidden_size / replica.size
 
 
 def _apply(model: ModelConfig, mesh: AbstractMesh, platform: str) -> float:

@@ -106,20 +106,19 @@ def test_xla_needs_what_the_model_says_on_one_cpu_device(moments, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "weights", "platform", "share"),
+    ("change", "platform", "own", "transposed"),
     [
-        ({}, "", "cpu", 0),
-        ({"dtype": "bfloat16"}, "", "cpu", 0.5),
-        ({"num_hidden_layers": 4}, "", "cpu", 1),
-        ({}, "", "tpu", 1),
+        ({}, "cpu", 0, MASTER),
+        ({"dtype": "bfloat16"}, "cpu", 0.5, MASTER / 2),
+        ({"num_hidden_layers": 4}, "cpu", 1, MASTER),
+        ({}, "tpu", 1, 0),
     ],
 )
-def test_a_sampler_that_reads_the_trainers_weights_takes_none_of_its_own(change, weights, platform, share):
-    c, model = tiny.get_config(), MODEL.replace(**change)
-    c.rollout.weights = weights
-    parts = phase_memory(model, c, plan_mesh({}, 1), platform)["decode"]
-    transposed = MASTER * share * model.vocab_size * model.hidden_size * (platform == "cpu")
-    assert parts["sampler"] == share * parts["weights"] + transposed
+def test_a_sampler_that_reads_the_trainers_weights_has_only_the_unembedding(change, platform, own, transposed):
+    """own: of all weights, as a share of the trainer's. transposed: bytes of each number of another unembedding."""
+    model = MODEL.replace(**change)
+    parts = phase_memory(model, tiny.get_config(), plan_mesh({}, 1), platform)["decode"]
+    assert parts["sampler"] == own * parts["weights"] + transposed * model.vocab_size * model.hidden_size
 
 
 def test_xla_needs_what_the_model_says():
