@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     c.model.preset = ""  # random weights of this shape (models/presets.py) where `path` is empty
     c.model.tokenizer = ""  # directory or hub name; "": the model's own; "arithmetic": the demo's word-level one
     c.model.dtype = "bfloat16"  # compute dtype: bfloat16, float16 or float32
-    c.model.remat = "full"  # full, attention, dots or none: what the backward pass recomputes, from most to least
+    # full, attention, dots, none: what the backward pass recomputes, most to least; offload: full, kept on the host
+    c.model.remat = "full"
 
     c.data = ConfigDict()
     c.data.train = ""  # file, directory, hub name, "arithmetic" (the demo's) or "reasoning_gym:chain_sum,..."
@@ -88,6 +89,7 @@ def get_config() -> ConfigDict:
     c.optimizer.betas = (0.9, 0.999)  # decay of the first and second moment
     c.optimizer.weight_decay = 0.01  # decoupled, of matrices and vectors alike
     c.optimizer.clip_norm = 1.0  # 0: off
+    c.optimizer.offload = False  # moments lie in the host's memory between updates, and pass through the device's
     c.optimizer.moments = "float32"  # how AdamW's are kept; bfloat16: half of it, int8: a quarter
 
     c.mesh = ConfigDict()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 
 def _wait_for_memory(present: Any, before: Any) -> None:
@@ -25,6 +26,11 @@ def _queue_one(present: Any, before: Any) -> None:
     Were all queued at once, nothing would be heard of an update until its end, which the watchdog takes for a hang.
     """
     jax.block_until_ready(before)
+
+
+def has_own_memory(mesh: Mesh) -> bool:
+    """Whether the devices' memory is another than the host's."""
+    return mesh.devices.flat[0].platform != "cpu"
 
 
 AFTER_BATCH: dict[str, Callable[[Any, Any], None]] = {

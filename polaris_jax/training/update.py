@@ -23,13 +23,14 @@ from polaris_jax.models.transformer import Transformer, unembedding
 from polaris_jax.ops.attention import alone_in_rows, sharded_attention
 from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.ops.token_logprobs import token_logprobs
+from polaris_jax.optim import offload
 from polaris_jax.optim.optimizer import apply_gradients
 from polaris_jax.rl.losses import batch_loss, divisor, merge_totals
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.supervision import heartbeat
 from polaris_jax.training.platform import AFTER_BATCH
-from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
+from polaris_jax.training.state import TrainState, moved_moments, stage_optimizer, state_shardings
 from polaris_jax.types import PackedBatch
 
 Metrics = dict[str, float]
@@ -203,12 +204,15 @@ def make_apply(
     as in `stage_optimizer`.
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
+    moved = moved_moments(model, config, optimizer)
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], count: jax.Array, usable: jax.Array):
         sums, extremes = totals
         usable = usable & jnp.isfinite(sums["loss"])
         grads = jax.tree.map(lambda g: g / state.opt_state.loss_scale, grads)
-        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, state.opt_state, usable)
+        opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
+        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, opt_state, usable)
+        opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
         metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}
