@@ -76,10 +76,7 @@ def _gpu_kernel(q_ref, where_refs, page_refs, new_refs, out_ref, log_total_ref, 
     token = jnp.arange(max(16, pl.next_power_of_2(N)))
     mine = (token < N) & (split == splits - 1)
     seen = mine & (triton.load(seen_ref.at[token], mask=mine, other=0) > 0)
-    k, v = (
-        triton.load(ref.at[row, token[:, None], head, width], mask=seen[:, None], other=0)
-        for ref in new_kv_refs
-    )
+    k, v = (triton.load(ref.at[row, token[:, None], head, width], mask=seen[:, None], other=0) for ref in new_kv_refs)
     state = jnp.zeros((len(group), d), jnp.float32), jnp.zeros(len(group)), jnp.full(len(group), HIDDEN)
     state = _attend(q, k, v, seen[None], state)
 
@@ -159,11 +156,11 @@ def tpu_paged_decode(
             ],
             out_specs=block((rows, H, d)),
             scratch_shapes=[
-                [
-                    *[tpu.VMEM((2, at_once, page_size * K, d), x.dtype) for x in pages],
+                (
+                    [tpu.VMEM((2, at_once, page_size * K, d), x.dtype) for x in pages],
                     tpu.SemaphoreType.DMA((2,)),
-                ],
-                [tpu.VMEM((H, width), jnp.float32) for width in (d, 1, 1)],
+                    [tpu.VMEM((H, width), jnp.float32) for width in (d, 1, 1)],
+                )
             ],
         ),
         out_shape=jax.ShapeDtypeStruct((B, H, d), q_BHd.dtype),
@@ -179,10 +176,10 @@ def tpu_paged_decode(
     )
 
 
-def _tpu_kernel(layer_ref, lengths_ref, q_ref, cache_refs, new_refs, out_ref, copies, state, *, kv_heads):
+def _tpu_kernel(layer_ref, lengths_ref, q_ref, cache_refs, new_refs, out_ref, scratch, *, kv_heads):
     """Some rows, one after the other, in blocks of several pages: while one is multiplied, the next is copied here."""
     (table_ref, *page_refs), (new_keys_ref, new_values_ref, seen_ref) = cache_refs, new_refs
-    *buffers, semaphores = copies
+    buffers, semaphores, state = scratch
     (rows, H, _), (_, at_once, slots, d) = q_ref.shape, buffers[0].shape
     tokens, first_row = slots // kv_heads * at_once, pl.program_id(0) * rows
     buffers[1][...] = jnp.zeros_like(buffers[1])  # what no page is copied to is multiplied with zero weights
