@@ -17,6 +17,7 @@ from polaris_jax.plan.planner import model_shape
 from polaris_jax.rollout import cpu
 
 GIB = 2**30
+PROGRAM = 0.45 * GIB  # of the host's memory: Python, its libraries and compiled programs
 JOBS = {"GRPO": PHASES, "SFT": TRAINING, "evaluation": SAMPLING}
 SMALLER_STATE = "config.optimizer.moments=int8 or config.optimizer.offload=True"
 CHEAPER = {  # what makes a phase smaller
@@ -29,7 +30,7 @@ CHEAPER = {  # what makes a phase smaller
 def memory_line(config: ConfigDict, job: str) -> str:
     """Such as "memory: about 6.1 of 24.0 GiB, most of it in gradients", and what to lower where that is too much.
 
-    job: one of `JOBS`. The figure is the planner's, from shapes alone, without the program itself and its libraries.
+    job: one of `JOBS`. The figure is the planner's, from shapes alone; that of the host's memory has the program in it.
     Where the config names no model that is known before it is loaded, that is said instead.
     """
     try:
@@ -54,12 +55,12 @@ def needs(config: ConfigDict, job: str) -> tuple[float, str]:
     for _, stage in configs.stages(config):
         stage = _as_planned(stage, job)
         mesh = plan_mesh(stage.mesh, jax.device_count() - stage.rollout.devices)
-        memory = phase_memory(model, stage, mesh)
+        memory = phase_memory(model, stage, mesh, jax.local_devices()[0].platform)
         left_out = ("moments", "reference") if job == "evaluation" else ()
         for phase in JOBS[job]:
             fullest.append((sum(size for part, size in memory[phase].items() if part not in left_out), phase))
     size, phase = max(fullest)
-    return size * (1 if _own_memory() else jax.local_device_count()), phase
+    return size if _own_memory() else size * jax.local_device_count() + PROGRAM, phase
 
 
 def capacity() -> float:

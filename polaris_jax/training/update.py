@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.compilations import Compilations
 from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.flops import update_flops
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import Transformer, unembedding
+from polaris_jax.models.transformer import Transformer, unembedding, unrolled
 from polaris_jax.ops.attention import alone_in_rows, sharded_attention
+from polaris_jax.ops.gradient_sums import begin, use
 from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.ops.token_logprobs import token_logprobs
 from polaris_jax.optim import offload
@@ -29,7 +30,7 @@ from polaris_jax.rl.losses import batch_loss, divisor, merge_totals
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.supervision import heartbeat
-from polaris_jax.training.platform import AFTER_BATCH
+from polaris_jax.training.platform import AFTER_BATCH, apply_piece
 from polaris_jax.training.state import TrainState, moved_moments, stage_optimizer, state_shardings
 from polaris_jax.types import PackedBatch
 
@@ -129,15 +130,42 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
 
     To be jitted or differentiated.
     """
-    transformer = Transformer(model, sharded_attention(mesh))
+    summed = make_summed_logprobs(model, mesh)
+    return lambda params, rows, temperature: summed(params, rows, temperature, {})[0]
 
-    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array):
+
+def make_summed_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
+    """`logprobs(params, rows, temperature, sums) -> ((logprobs, entropy), sums)`, with gradients added to sums.
+
+    sums: as ops/gradient_sums.py has them, for all of params or for none.
+    """
+    transformer = Transformer(model, sharded_attention(mesh))
+    one_by_one = ("embedding", "layers") if adds_in_place(model, mesh) else ()
+
+    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, sums: Any):
+        inner = {name: sums[name] for name in one_by_one if name in sums}
+        others = {name: sums[name] for name in sums if name not in inner}
+        used, others = use({name: params[name] for name in others}, others)
+        params = params | used
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
-            hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
+            (hidden, _), changed = transformer.apply(
+                {"params": params, "sums": inner}, rows.tokens, rows.positions, rows.segment_ids, mutable="sums"
+            )
+        inner, kernel = dict(changed.get("sums", {})), unembedding(params, model)
+        if inner and model.tie_word_embeddings:
+            kernel, inner["embedding"] = use(kernel, inner["embedding"])
         settings = dict(mask_BT=rows.mask, known=model.known_tokens, mesh=mesh)
-        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **settings)
+        return token_logprobs(hidden, kernel, rows.targets, temperature, **settings), others | inner
 
     return logprobs
+
+
+def adds_in_place(model: ModelConfig, mesh: Mesh | AbstractMesh) -> bool:
+    """Whether the gradients of each layer and of the embedding are added one by one, as the backward pass has them.
+
+    Else they are put together first and added at once: over several devices, and where the layers run in no loop.
+    """
+    return mesh.size == 1 and not unrolled(model)
 
 
 def make_accumulate(
@@ -148,15 +176,15 @@ def make_accumulate(
     Adds the gradient of one more `PackedBatch` to grads, which are donated; totals are those of that batch alone.
     Arguments and results are those of `make_gradient`. compilations: counts those of this one.
     """
-    logprobs_of = make_logprobs(model, mesh)
+    logprobs_of = make_summed_logprobs(model, mesh)
 
     def accumulate(grads, params, rows, temperature, loss_scale, count, entropy):
-        def loss(params):
-            total, totals = batch_loss(*logprobs_of(params, rows, temperature), rows, config, entropy)
-            return total * (loss_scale / count), totals
+        def loss(sums):
+            found, sums = logprobs_of(params, rows, temperature, sums)
+            total, totals = batch_loss(*found, rows, config, entropy)
+            return begin(total * (loss_scale / count), sums), totals
 
-        new, totals = jax.grad(loss, has_aux=True)(params)
-        return jax.tree.map(jnp.add, grads, new), totals
+        return jax.grad(loss, has_aux=True)(grads)
 
     shardings = param_shardings(model, mesh), replicated(mesh)
     accumulate = (compilations or Compilations()).of(accumulate)
@@ -204,14 +232,13 @@ def make_apply(
     as in `stage_optimizer`.
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
-    moved = moved_moments(model, config, optimizer)
+    piece, moved = apply_piece(mesh, mesh.devices.flat[0].platform), moved_moments(model, config, optimizer)
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], count: jax.Array, usable: jax.Array):
         sums, extremes = totals
         usable = usable & jnp.isfinite(sums["loss"])
-        grads = jax.tree.map(lambda g: g / state.opt_state.loss_scale, grads)
         opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
-        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, opt_state, usable)
+        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, opt_state, usable, piece)
         opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import tiny
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.plan.ahead import lower_training
 from polaris_jax.plan.memory import (
     IN_FLIGHT,
     MASTER,
@@ -20,6 +22,8 @@ from polaris_jax.plan.memory import (
     phase_memory,
     plan_mesh,
 )
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training import platform
 from tests.plan.compiled_memory import MODEL, config
 
 SCRIPT = Path(__file__).with_name("compiled_memory.py")
@@ -107,6 +111,38 @@ def check_against_xla(mesh, remat, row):
     arguments = apply["weights"] + apply["moments"] + apply["gradients"]
     assert found["apply"]["arguments"] == pytest.approx(arguments, rel=1e-3)
     assert found["apply"]["peak"] == pytest.approx(sum(apply.values()), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+def test_xla_needs_what_the_model_says_on_one_cpu_device(moments, monkeypatch):
+    """Of a model whose layers run in a loop and whose large parameters are updated in pieces."""
+    monkeypatch.setitem(platform._PIECE, "cpu", 2**18)
+    model, mesh = MODEL.replace(remat="full"), make_mesh({}, jax.devices()[:1])
+    c = config(512, 1)
+    c.optimizer.moments = moments
+    memory = phase_memory(model, c, plan_mesh({}, 1), "cpu")
+    for phase, name in (("gradients", "accumulate/512"), ("apply", "apply")):
+        m = lower_training(model, c, mesh)[name].compile().memory_analysis()
+        peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+        beside = memory[phase]["cache"] + (memory[phase]["moments"] if phase == "gradients" else 0)
+        assert peak + beside == pytest.approx(sum(memory[phase].values()), rel=TOLERANCE), phase
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "platform", "share"),
+    [
+        ({}, "", "cpu", 0),
+        ({"dtype": "bfloat16"}, "", "cpu", 0.5),
+        ({"num_hidden_layers": 4}, "", "cpu", 1),
+        ({}, "", "tpu", 1),
+    ],
+)
+def test_a_sampler_that_reads_the_trainers_weights_takes_none_of_its_own(change, weights, platform, share):
+    c, model = tiny.get_config(), MODEL.replace(**change)
+    c.rollout.weights = weights
+    parts = phase_memory(model, c, plan_mesh({}, 1), platform)["decode"]
+    transposed = MASTER * share * model.vocab_size * model.hidden_size * (platform == "cpu")
+    assert parts["sampler"] == share * parts["weights"] + transposed
 
 
 def test_xla_needs_what_the_model_says():
