@@ -16,9 +16,15 @@ from polaris_jax.models.rope import apply_rope, rope_tables
 from polaris_jax.ops.attention import packed_attention
 from polaris_jax.ops.gradient_sums import look_up, use_layer
 
-# What the backward pass finds kept of a layer: its input and nothing else (full), also what goes into and comes out of
-# attention (attention), also the outputs of all projections (dots), or everything (none).
+# What the backward pass finds kept of a layer: its input and nothing else (full; offload: in the host's memory), also
+# what goes into and comes out of attention (attention), also the outputs of all projections (dots), or everything.
 REMAT_POLICIES: dict[str, Callable | None] = {
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attention"),
     "dots": jax.checkpoint_policies.save_only_these_names("projection"),
@@ -86,6 +92,7 @@ class Block(nn.Module):
     def __call__(self, carry, layer, cos, sin, positions_BT, segment_ids_BT):
         c = self.config
         x_BTD, cache = carry
+        x_BTD = checkpoint_name(x_BTD, "input")
         normed_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="attention_norm")(x_BTD)
         out_BTD, cache = Attention(c, self.attend, name="attention")(
             normed_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from polaris_jax.optim import offload
 from polaris_jax.optim.adam import scale_by_adam
 from polaris_jax.optim.moments import Blocks
 from polaris_jax.optim.pieces import in_pieces, sum_in_pieces
@@ -128,15 +129,21 @@ def init_opt_state(optimizer: optax.GradientTransformation, params: Any, dtype: 
     return OptState(optimizer.init(params), zero, zero, scale, zero)
 
 
-def opt_state_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> OptState:
+def opt_state_shardings(
+    optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh, *, on_host: bool = False
+) -> OptState:
     """Shardings of the optimizer's arrays: what belongs to a parameter lies where it lies, all else everywhere.
 
     The scales of int8 blocks are not split along the last axis. params: arrays or their shapes; shardings: theirs.
+    on_host: whether what belongs to a parameter is in the memory of the host instead of the device's.
     """
+    if on_host:
+        shardings = jax.tree.map(offload.on_host, shardings)
 
     def beside(kept, where):
         if isinstance(kept, Blocks):
-            return Blocks(where, NamedSharding(mesh, PartitionSpec(*where.spec[: len(kept.scales.shape) - 1])))
+            scales = PartitionSpec(*where.spec[: len(kept.scales.shape) - 1])
+            return Blocks(where, NamedSharding(mesh, scales, memory_kind=where.memory_kind))
         return kept if isinstance(kept, optax.MaskedNode) else where
 
     scalar = replicated(mesh)

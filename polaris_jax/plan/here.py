@@ -19,10 +19,11 @@ from polaris_jax.rollout import cpu
 GIB = 2**30
 PROGRAM = 0.45 * GIB  # of the host's memory: Python, its libraries and compiled programs
 JOBS = {"GRPO": PHASES, "SFT": TRAINING, "evaluation": SAMPLING}
+SMALLER_STATE = "config.optimizer.moments=int8 or config.optimizer.offload=True"
 CHEAPER = {  # what makes a phase smaller
     **dict.fromkeys(SAMPLING, "lower config.rollout.slots, or set config.rollout.cache_gib"),
-    "gradients": "lower config.updates.rows, set config.model.remat=full or config.optimizer.moments=int8",
-    "apply": "set config.optimizer.moments=int8, or spread the parameters over more devices",
+    "gradients": f"lower config.updates.rows, set config.model.remat=full, {SMALLER_STATE}",
+    "apply": f"set {SMALLER_STATE}, or spread the parameters over more devices",
 }
 
 
@@ -48,6 +49,8 @@ def needs(config: ConfigDict, job: str) -> tuple[float, str]:
     """
     configs.check(config)
     model = model_shape(_with_shape(config))
+    if model.remat == "offload" and not _own_memory():
+        model = model.replace(remat="full")
     fullest = []
     for _, stage in configs.stages(config):
         stage = _as_planned(stage, job)
@@ -72,6 +75,10 @@ def _own_memory() -> float:
 def _as_planned(config: ConfigDict, job: str) -> ConfigDict:
     """The stage with what the job samples or trains on where the planner looks for a GRPO step's."""
     config = config.copy_and_resolve_references().unlock()
+    if not _own_memory():  # what goes to the host stays in the same memory
+        config.optimizer.offload = False
+    if not _own_memory():  # the host's is the same, and what is moved there stays
+        config.optimizer.offload = False
     if job == "evaluation":
         config.rollout = engine_config(config)
     if job == "SFT":

@@ -43,6 +43,7 @@ PROBE = 13 * 512  # tokens of a row; longer rows keep as much per token, and no 
 MASTER = 4  # bytes of a float32 parameter, gradient or moment
 LOGITS_COPIES = 3  # float32 arrays as large as the logits of a chunk that its backward pass holds at once
 APPLY_COPIES = 2.5  # of the parameters, float32, that AdamW and the clip hold beside state and gradients
+IN_FLIGHT = 2  # layers whose activations are on the device at once where they go to the host
 PIECE_COPIES = 10  # the same of a piece, where an array is updated in pieces: before, meanwhile and after
 LAYER_FACTOR = 1.1  # backward pass of a layer: what `none` would keep of it, and this much for what flows back
 
@@ -57,18 +58,19 @@ def phase_memory(
 ) -> dict[str, dict[str, float]]:
     """Bytes on a device, by phase and component.
 
-    weights, moments: the training state, which stays all through the step. reference: of the KL term. sampler: its
-    weights, as `rollout.weights` says, without those of the trainer that it reads. cache: the page pool. gradients:
-    summed and new ones. activations: kept for the backward pass. workspace: all else that a program needs at once.
-    platform: of the devices, "tpu", "gpu" or "cpu". Raises UserError where a parameter does not split evenly over the
-    mesh.
+    weights, moments: the training state, which stays all through the step, but for moments that `optimizer.offload`
+    keeps on the host (`host_memory`). reference: of the KL term. sampler: its weights, as `rollout.weights` says,
+    without those of the trainer that it reads. cache: the page pool. gradients: summed and new ones. activations: kept
+    for the backward pass. workspace: all else that a program needs at once. platform: of the devices, "tpu", "gpu" or
+    "cpu". Raises UserError where a parameter does not split evenly over the mesh.
     """
     way = PLATFORMS[platform]
     item = jnp.dtype(model.dtype).itemsize
     weights = parameter_bytes(model, mesh, MASTER)
     replica = AbstractMesh(tuple(mesh.shape[a] if a == "tensor" else 1 for a in AXES), AXES, axis_types=mesh.axis_types)
-    moments = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
-    state = {"weights": weights, "moments": moments}
+    state = {"weights": weights}
+    if not config.optimizer.offload:
+        state["moments"] = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
     if config.algorithm.kl:
         state["reference"] = weights
     shared = way.shares(model, mesh, config.rollout.weights)
@@ -92,6 +94,21 @@ def phase_memory(
         | {"gradients": (1 if added else 2) * weights, "activations": activations, "workspace": workspace},
         "apply": state | kept | {"gradients": weights, "workspace": _apply(model, mesh, platform)},
     }
+
+
+def host_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> dict[str, float]:
+    """Bytes that a device keeps in its host's memory instead of its own, by component; empty where it keeps none there.
+
+    moments: all through the step. activations: of the largest pass, while its gradients are computed.
+    """
+    found = {}
+    if config.optimizer.offload:
+        found["moments"] = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
+    if model.remat == "offload":
+        row = max(config.updates.row_lengths)
+        kept = kept_bytes(one_device(model, mesh.shape["tensor"]), row) * tokens_on_device(config, mesh, row)
+        found["activations"] = model.num_hidden_layers * kept
+    return found
 
 
 def _apply(model: ModelConfig, mesh: AbstractMesh, platform: str) -> float:
@@ -161,7 +178,8 @@ def backward_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, 
     """Bytes of activations and of workspace in one forward and backward pass over rows of that many slots."""
     tokens, item, tensor = tokens_on_device(config, mesh, row), jnp.dtype(model.dtype).itemsize, mesh.shape["tensor"]
     local = one_device(model, tensor)
-    kept = model.num_hidden_layers * kept_bytes(local, row) * tokens
+    layers = IN_FLIGHT if model.remat == "offload" else model.num_hidden_layers
+    kept = layers * kept_bytes(local, row) * tokens
     layer = LAYER_FACTOR * kept_bytes(local.replace(remat="none"), row) * tokens
     if mesh.shape["context"] > 1:  # keys and values of whole rows, and their gradients
         layer += 4 * local.num_key_value_heads * model.head_dim * item * tokens * mesh.shape["context"]

@@ -29,6 +29,11 @@ def _queue_one(present: Any, before: Any) -> None:
     jax.block_until_ready(before)
 
 
+def has_own_memory(mesh: Mesh) -> bool:
+    """Whether the devices' memory is another than the host's."""
+    return mesh.devices.flat[0].platform != "cpu"
+
+
 AFTER_BATCH: dict[str, Callable[[Any, Any], None]] = {
     "cpu": _wait_for_memory, "gpu": _queue_one, "tpu": _queue_one,
 }  # fmt: skip

@@ -12,7 +12,16 @@ import pytest
 from configs import tiny
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.plan.ahead import lower_training
-from polaris_jax.plan.memory import MASTER, kept_bytes, parameter_bytes, phase_memory, plan_mesh
+from polaris_jax.plan.memory import (
+    IN_FLIGHT,
+    MASTER,
+    PHASES,
+    host_memory,
+    kept_bytes,
+    parameter_bytes,
+    phase_memory,
+    plan_mesh,
+)
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import platform
 from tests.plan.compiled_memory import MODEL, config
@@ -54,6 +63,20 @@ def test_a_reference_model_is_counted():
     c.algorithm.kl = 0.1
     for phase, parts in phase_memory(MODEL, c, mesh).items():
         assert sum(parts.values()) - sum(without[phase].values()) == parts["weights"] == parts["reference"]
+
+
+def test_what_is_offloaded_is_counted_on_the_host():
+    c, mesh = config(1024, 4), plan_mesh({"fsdp": 4}, 4)
+    beside, kept = phase_memory(MODEL.replace(remat="full"), c, mesh), 5 * 1024 * 256 * 4
+    assert host_memory(MODEL.replace(remat="full"), c, mesh) == {}
+    c.optimizer.offload = True
+    away, model = phase_memory(MODEL.replace(remat="offload"), c, mesh), MODEL.replace(remat="offload")
+    found = host_memory(model, c, mesh)
+    assert found == {"moments": beside["decode"]["moments"], "activations": kept}
+    for phase in PHASES:
+        freed = sum(beside[phase].values()) - sum(away[phase].values())
+        layers = kept * (5 - IN_FLIGHT) / 5 if phase == "gradients" else 0
+        assert freed == pytest.approx(found["moments"] + layers), phase
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
