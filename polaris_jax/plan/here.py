@@ -21,7 +21,7 @@ JOBS = {"GRPO": PHASES, "SFT": TRAINING, "evaluation": SAMPLING}
 CHEAPER = {  # what makes a phase smaller
     **dict.fromkeys(SAMPLING, "lower config.rollout.slots, or set config.rollout.cache_gib"),
     "gradients": "lower config.updates.rows, set config.model.remat=full or config.optimizer.moments=int8",
-    "apply": "set config.optimizer.moments=int8, or spread the parameters over more devices",
+    "apply": "set config.optimizer.moments=int8, train adapters (config.model.lora_rank=16), or take more devices",
 }
 
 
@@ -46,10 +46,11 @@ def needs(config: ConfigDict, job: str) -> tuple[float, str]:
     Raises UserError where the config is wrong or its model unknown.
     """
     configs.check(config)
-    model = model_shape(_with_shape(config))
+    known = _with_shape(config)
     fullest = []
-    for _, stage in configs.stages(config):
+    for _, stage in configs.stages(known):
         stage = _as_planned(stage, job)
+        model = model_shape(stage)
         mesh = plan_mesh(stage.mesh, jax.device_count() - stage.rollout.devices)
         memory = phase_memory(model, stage, mesh)
         left_out = ("moments", "reference") if job == "evaluation" else ()
@@ -72,7 +73,7 @@ def _as_planned(config: ConfigDict, job: str) -> ConfigDict:
     """The stage with what the job samples or trains on where the planner looks for a GRPO step's."""
     config = config.copy_and_resolve_references().unlock()
     if job == "evaluation":
-        config.rollout = engine_config(config)
+        config.rollout, config.model.lora_rank = engine_config(config), 0
     if job == "SFT":
         config.algorithm.kl, config.rollout.samples = 0.0, 2
         config.rollout.prompts = math.ceil(config.sft.batch_size / 2)
