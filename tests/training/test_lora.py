@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ LORA = {
     "sft.learning_rate": 1e-2,
     "sft.warmup_steps": 0,
 }
-STEPS = {"training.steps": 12, "training.checkpoint_every": 6}
+STEPS = {"training.steps": 12, "training.checkpoint_every": 6, "algorithm.kl": 1e-3}
 
 
 class SevenPool(EvenLengthPool):
@@ -53,25 +54,33 @@ def save_base(directory, kind, seed=0):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A directory with qwen3/ and qwen2/, and a run of GRPO of each in run-KIND/."""
-    directory = tmp_path_factory.mktemp("lora")
+def bases(tmp_path_factory):
+    """A directory with qwen3/ and qwen2/."""
+    directory = tmp_path_factory.mktemp("bases")
     for kind in KINDS:
         save_base(directory / kind, kind)
     return directory
 
 
-@pytest.fixture
-def train(monkeypatch):
+@pytest.fixture(scope="module")
+def train():
     """train(workdir, base, **overrides): a run of GRPO in which a 7 is right."""
-    monkeypatch.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 64)
-    monkeypatch.setattr("polaris_jax.training.loop.verifier_pool", lambda config: SevenPool())
 
     def start(workdir, base, allow_changed=(), **overrides):
-        config = smaller_config(**LORA | {"model.path": str(base)} | overrides)
+        config = smaller_config(**LORA | STEPS | {"model.path": str(base)} | overrides)
         return loop.run(config, workdir, allow_changed=allow_changed)
 
-    return start
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 64)
+        patched.setattr("polaris_jax.training.loop.verifier_pool", lambda config: SevenPool())
+        yield start
+
+
+@pytest.fixture(scope="module")
+def unbroken(bases, train, tmp_path_factory):
+    """A whole run, and its directory."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    return train(workdir, bases / "qwen3"), workdir
 
 
 def without_times(rows):
@@ -90,14 +99,13 @@ def logits(source, tokens):
     return np.asarray(unembed(hidden, unembedding(params, model)))
 
 
-def test_grpo_learns_resumes_to_the_bit_and_exports_both_forms(place, train, tmp_path, monkeypatch):
-    base = place / "qwen3"
-    unbroken = train(tmp_path / "unbroken", base, **STEPS, **{"algorithm.kl": 1e-3})
-    rewards = unbroken.frame()["reward"]
-    assert rewards[-3:].mean() > rewards[:3].mean() + 0.3
-    assert (unbroken.frame()["update/sampler_trainer_gap"] < 1e-4).all()  # merged, the sampler's model is the trainer's
-    assert unbroken.rows[0]["update/reference_kl"] == 0  # the reference is the base, from which adapters begin
-    assert unbroken.rows[-1]["update/reference_kl"] > 0
+def test_grpo_learns_resumes_to_the_bit_and_exports_both_forms(bases, train, unbroken, tmp_path, monkeypatch):
+    history, workdir = unbroken
+    frame = history.frame()
+    assert frame["reward"][-3:].mean() > frame["reward"][:3].mean() + 0.3
+    assert (frame["update/sampler_trainer_gap"] < 1e-4).all()  # merged, the sampler's model is the trainer's
+    assert frame["update/kl_reference"][0] < 1e-9  # the reference is the base, from which adapters begin
+    assert frame["update/kl_reference"][11] > 1e-6
 
     step, count = loop.train_step, itertools.count(1)
 
@@ -108,11 +116,11 @@ def test_grpo_learns_resumes_to_the_bit_and_exports_both_forms(place, train, tmp
 
     monkeypatch.setattr(loop, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", base, **STEPS, **{"algorithm.kl": 1e-3})
-    resumed = train(tmp_path / "broken", base, **STEPS, **{"algorithm.kl": 1e-3})
-    assert without_times(resumed.rows) == without_times(unbroken.rows)
-    assert_same(hf.load(tmp_path / "broken")[1], hf.load(tmp_path / "unbroken")[1])
-    check_exports(tmp_path / "unbroken", base, tmp_path)
+        train(tmp_path / "broken", bases / "qwen3")
+    resumed = train(tmp_path / "broken", bases / "qwen3")
+    assert without_times(resumed.rows) == without_times(history.rows)
+    assert_same(hf.load(tmp_path / "broken")[1], hf.load(workdir)[1])
+    check_exports(workdir, bases / "qwen3", tmp_path)
 
 
 def check_exports(run, base, directory):
@@ -141,11 +149,10 @@ def check_exports(run, base, directory):
     assert (directory / "adapters" / "tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("weights", ["", "int8"])
-def test_sft_learns_and_resumes_to_the_bit(place, tmp_path, monkeypatch, weights):
-    config = smaller_config(**LORA | {"model.path": str(place / "qwen2"), "model.lora_base": weights, "sft.steps": 6})
-    unbroken = sft.run(config, tmp_path / "unbroken")
-    losses = [row["loss"] for row in unbroken.rows]
+def test_sft_beside_a_base_of_8_bits_learns_resumes_to_the_bit_and_exports_both_forms(bases, tmp_path, monkeypatch):
+    config = smaller_config(**LORA | {"model.path": str(bases / "qwen2"), "model.lora_base": "int8", "sft.steps": 6})
+    whole = sft.run(config, tmp_path / "unbroken")
+    losses = [row["loss"] for row in whole.rows]
     assert losses[-1] < losses[0] - 0.3
     draw, count = sft.draw, itertools.count(1)
 
@@ -159,33 +166,27 @@ def test_sft_learns_and_resumes_to_the_bit(place, tmp_path, monkeypatch, weights
         sft.run(config, tmp_path / "broken")
     assert [row["loss"] for row in sft.run(config, tmp_path / "broken").rows] == losses
     assert_same(hf.load(tmp_path / "broken")[1], hf.load(tmp_path / "unbroken")[1])
-    if not weights:
-        check_exports(tmp_path / "unbroken", place / "qwen2", tmp_path)
+    check_exports(tmp_path / "unbroken", bases / "qwen2", tmp_path)
 
 
-def test_what_cannot_be_is_refused_in_words(place, train, tmp_path):
-    base = place / "qwen3"
-    one = {"training.steps": 1, "training.checkpoint_every": 1}
-    train(tmp_path / "run", base, **one)
+def test_what_cannot_be_is_refused_in_words(bases, train, unbroken, tmp_path):
+    base = bases / "qwen3"
+    shutil.copytree(unbroken[1], tmp_path / "run")
     for changed in ({"model.lora_rank": 8}, {"model.lora_rank": 0}, {"model.lora_targets": ("q_proj",)}):
         (key,) = changed
-        words = (
-            rf"other adapters: config.{key}: .* -> .*; give another directory. With config.model.path=.*run a new run"
-        )
+        words = rf"other adapters: config.{key}: .* -> .*; give another directory. With config.model.path=.* a new run"
         with pytest.raises(UserError, match=words):
-            train(tmp_path / "run", base, (key,), **one | changed)
-    with pytest.raises(
-        UserError, match=r"config.model.lora_alpha: 32.0 -> 8.0; give another directory, or resume with"
-    ):
-        train(tmp_path / "run", base, **one, **{"model.lora_alpha": 8.0})
+            train(tmp_path / "run", base, (key,), **changed)
+    with pytest.raises(UserError, match=r"config.model.lora_alpha: 32.0 -> 8.0; give another directory, or resume"):
+        train(tmp_path / "run", base, **{"model.lora_alpha": 8.0})
     with pytest.raises(UserError, match=r"lora_rank: adapters need a model that they adapt; set config.model.path"):
-        train(tmp_path / "none", "", **one, **{"model.preset": "tiny"})
+        train(tmp_path / "none", "", **{"model.preset": "tiny"})
 
     moved = tmp_path / "moved"
     save_base(moved, "qwen3", seed=1)
     words = r"config.model.path: .*moved in float32 is not what the adapters in .*run were trained on; that was .*qwen3"
     with pytest.raises(UserError, match=words):
-        train(tmp_path / "run", moved, ("model.path",), **one | {"training.steps": 2})
+        train(tmp_path / "run", moved, ("model.path",))
     described = tmp_path / "run" / "model.json"
     text = described.read_text()
     described.write_text(text.replace(str(base), str(moved)))
