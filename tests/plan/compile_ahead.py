@@ -1,6 +1,6 @@
 """Run by test_ahead.py, where the compilers are importable: compiles for devices that are not there, prints JSON.
 
-compile_ahead.py functions TOPOLOGY     the tiny model's device functions, of four devices
+compile_ahead.py functions TOPOLOGY DTYPE   the tiny model's device functions, of four devices or of one
 compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
 compile_ahead.py one_device TOPOLOGY   4B's device functions with int8 moments and rows of 16K, of one device
 compile_ahead.py reductions TOPOLOGY   dtypes in which a small bfloat16 model's gradients are reduced over four devices
@@ -50,11 +50,12 @@ def sizes(compiled):
     return {"calls": +calls, "arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes}
 
 
-def functions(topology):
-    """Each device function of the tiny model. Eight slots, so that it compiles fast; cuDNN has no float32."""
-    config = configs.load(CONFIGS / "tiny.py", {"model.dtype": "bfloat16", "rollout.slots": 8, "updates.rows": 4})
-    mesh = make_mesh({"fsdp": 2, "tensor": 2}, topology_devices(topology)[:4])
-    return lower_all(PRESETS["tiny"].replace(dtype="bfloat16"), config, mesh)
+def functions(topology, dtype):
+    """Each device function of the tiny model. Eight slots, so that it compiles fast."""
+    config = configs.load(CONFIGS / "tiny.py", {"model.dtype": dtype, "rollout.slots": 8, "updates.rows": 4})
+    devices = topology_devices(topology)[:4]
+    mesh = make_mesh({"fsdp": 2, "tensor": 2} if len(devices) == 4 else {}, devices)
+    return lower_all(PRESETS["tiny"].replace(dtype=dtype), config, mesh)
 
 
 def kernels(topology):
