@@ -68,9 +68,8 @@ def phase_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> 
     sampling = state | {"sampler": sampler}
     cached = sampling | {"cache": float(cache_pages(model, config, mesh) * page_bytes(model, mesh, config.rollout))}
     activations, workspace = backward_memory(model, config, mesh, max(config.updates.row_lengths))
-    merged = 0 if model.lora is None else MASTER * block_parameters(one_device(model, mesh.shape["tensor"]))
     return {
-        "weight sync": sampling | {"workspace": _largest(model, replica) * item + merged},
+        "weight sync": sampling | {"workspace": _weight_sync(model, replica)},
         "prefill": cached | {"workspace": _prefill(model, mesh)},
         "decode": cached | {"workspace": _decode(model, config, mesh)},
         "gradients": state | {"gradients": 2 * trained, "activations": activations, "workspace": workspace},
@@ -101,8 +100,12 @@ def state_weights(model: ModelConfig, mesh: AbstractMesh) -> tuple[float, float]
     return trained, frozen
 
 
-def _largest(model: ModelConfig, mesh: AbstractMesh) -> int:
-    return max(size for size, _ in _shards(model.replace(remat="none", lora=None), mesh)[0])
+def _weight_sync(model: ModelConfig, replica: AbstractMesh) -> float:
+    """The largest parameter, before and after it is laid out; adapters are merged layer by layer, in float32."""
+    if model.lora is not None:
+        return MASTER * block_parameters(one_device(model, replica.shape["tensor"]))
+    largest = max(size for size, _ in _shards(model.replace(remat="none"), replica)[0])
+    return largest * jnp.dtype(model.dtype).itemsize
 
 
 @cache

@@ -37,17 +37,18 @@ STEPS = {"training.steps": 12, "training.checkpoint_every": 6, "algorithm.kl": 1
 
 
 class SevenPool(EvenLengthPool):
-    """Takes responses for right that have a 7."""
+    """Takes responses for right in which four words have a 7, of random ones a quarter."""
 
     def submit(self, response, answer):
-        return super().submit("" if "7" in response else "1", answer)
+        sevens = sum("7" in word for word in response.split())
+        return super().submit("" if sevens >= 4 else "1", answer)
 
 
 def save_base(directory, kind, seed=0):
     """A random model for the demo's tokenizer, as transformers writes it."""
     torch.manual_seed(seed)
     shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-    shape |= dict(num_key_value_heads=2, vocab_size=192, max_position_embeddings=512)
+    shape |= dict(num_key_value_heads=2, vocab_size=192, max_position_embeddings=512, initializer_range=0.2)
     tokenizer = arithmetic.build_tokenizer(SUFFIX)
     config = AutoConfig.for_model(kind, **shape, **KINDS[kind], eos_token_id=tokenizer.eos_token_id)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
@@ -64,7 +65,7 @@ def bases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train():
-    """train(workdir, base, **overrides): a run of GRPO in which a 7 is right."""
+    """train(workdir, base, **overrides): a run of GRPO in which sevens are right."""
 
     def start(workdir, base, allow_changed=(), **overrides):
         config = smaller_config(**LORA | STEPS | {"model.path": str(base)} | overrides)
