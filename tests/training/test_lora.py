@@ -16,10 +16,10 @@ from polaris_jax.data import arithmetic
 from polaris_jax.data.problems import SUFFIX
 from polaris_jax.errors import UserError
 from polaris_jax.hf import native
-from polaris_jax.models.lora import split
+from polaris_jax.models.lora import merge, split
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.sharding.mesh import make_mesh
-from polaris_jax.training import loop, sft
+from polaris_jax.training import loop, replay, sft
 from tests.conftest import EvenLengthPool, refusal, run_script, smaller_config
 
 torch = pytest.importorskip("torch")
@@ -121,6 +121,8 @@ def test_grpo_learns_resumes_to_the_bit_and_exports_both_forms(bases, train, unb
     resumed = train(tmp_path / "broken", bases / "qwen3")
     assert without_times(resumed.rows) == without_times(history.rows)
     assert_same(hf.load(tmp_path / "broken")[1], hf.load(workdir)[1])
+    model, kept = replay.load(workdir, make_mesh(devices=jax.devices()[:1]), 12)
+    assert_same(merge(kept, model.lora), hf.load(workdir)[1])
     check_exports(workdir, bases / "qwen3", tmp_path)
 
 
