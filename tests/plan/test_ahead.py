@@ -118,6 +118,25 @@ def test_gradients_are_reduced_over_devices_in_float32():
     assert dtypes <= {"f32", "s32"}
 
 
+def test_what_is_offloaded_is_not_in_the_devices_memory():
+    """Of a 4B on one H100: both moments between updates, and the layers' inputs during a backward pass."""
+    found, model = compiled("offload", "h100:1"), PRESETS["qwen3-4b"]
+    tree = 4 * model.num_parameters
+    plain, away = found["full/apply"], found["offload/apply"]
+    assert plain["arguments"] - away["arguments"] == pytest.approx(2 * tree, rel=1e-3)
+    assert away["host"]["arguments"] == pytest.approx(2 * tree, rel=1e-3)
+    assert plain["host"]["arguments"] == 0
+    # Each array passes through by itself: there are not more than the largest one's new moments and update at once,
+    # and what the next one needs meanwhile.
+    largest = 4 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
+    assert away["temporary"] < 4 * largest < 2 * tree
+    plain, away = found["full/accumulate/16384"], found["offload/accumulate/16384"]
+    inputs = model.num_hidden_layers * 16_384 * model.hidden_size * 2
+    assert plain["temporary"] - away["temporary"] == pytest.approx(inputs, rel=0.05)
+    assert away["host"]["temporary"] == pytest.approx(inputs, rel=0.05)
+    assert plain["arguments"] == away["arguments"]
+
+
 @pytest.mark.slow
 def test_the_4b_trains_on_one_device_of_80_gb():
     """In GiB: 8 of temporaries for the optimizer, 76 for any function with all that lies beside its arguments."""

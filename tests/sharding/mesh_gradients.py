@@ -60,6 +60,7 @@ def first_moment(model, mesh):
     config = get_config()
     config.updates.row_lengths, config.updates.rows = (64,), 4
     config.optimizer.clip_norm = 0.0
+    config.algorithm.entropy, config.algorithm.mask_drifted_negative = 0.1, 0.1
     state = init_state(model, config, mesh, jax.tree.map(np.asarray, random_params(model)))
     batches, _ = pack(sequences(), config.updates, groups=row_groups(mesh))
     state, metrics = make_update(model, config, mesh)(state, batches, 0.9)
