@@ -18,6 +18,7 @@ from polaris_jax.rollout import cpu
 
 GIB = 2**30
 PROGRAM = 0.45 * GIB  # of the host's memory: Python, its libraries and compiled programs
+LEFT_OUT = {"evaluation": ("moments", "reference"), "SFT": ("cache",)}  # of the parts of a GRPO step
 JOBS = {"GRPO": PHASES, "SFT": TRAINING, "evaluation": SAMPLING}
 SMALLER_STATE = "config.optimizer.moments=int8 or config.optimizer.offload=True"
 CHEAPER = {  # what makes a phase smaller
@@ -57,9 +58,9 @@ def needs(config: ConfigDict, job: str) -> tuple[float, str]:
             model = model.replace(remat="full")
         mesh = plan_mesh(stage.mesh, jax.device_count() - stage.rollout.devices)
         memory = phase_memory(model, stage, mesh, jax.local_devices()[0].platform)
-        left_out = ("moments", "reference") if job == "evaluation" else ()
         for phase in JOBS[job]:
-            fullest.append((sum(size for part, size in memory[phase].items() if part not in left_out), phase))
+            parts = {part: size for part, size in memory[phase].items() if part not in LEFT_OUT.get(job, ())}
+            fullest.append((sum(parts.values()), phase))
     size, phase = max(fullest)
     return size if _own_memory() else size * jax.local_device_count() + PROGRAM, phase
 
