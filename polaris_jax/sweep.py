@@ -26,6 +26,8 @@ from polaris_jax.runs.compilation import enable_compilation_cache
 from polaris_jax.training import loop
 from polaris_jax.training.pictures import describe
 
+KEPT = "history.parquet"  # in a run's directory, once it is complete
+
 
 def sweep(
     base: ConfigDict,
@@ -73,7 +75,7 @@ def _trained(
     workdir = Path(workdir).absolute()
     directories = [workdir / config_hash(run) for run in runs]
     cache = jax.config.jax_compilation_cache_dir or str(workdir / "compilation_cache")
-    if processes == 1:
+    if processes == 1 or all(map(_is_kept, directories)):
         enable_compilation_cache(cache)
         frames = list(map(cached_run, runs, directories))
     else:
@@ -93,12 +95,15 @@ def _trained(
 
 def cached_run(config: ConfigDict, directory: Path) -> pd.DataFrame:
     """The metrics of a run by step: those kept in its directory, else the run's, which are kept there at its end."""
-    kept = directory / "history.parquet"
-    if not kept.exists():
+    if not _is_kept(directory):
         frame = loop.run(config, directory).frame()
-        with staged(kept) as path:
+        with staged(directory / KEPT) as path:
             frame.to_parquet(path)
-    return pd.read_parquet(kept)
+    return pd.read_parquet(directory / KEPT)
+
+
+def _is_kept(directory: Path) -> bool:
+    return (directory / KEPT).exists()
 
 
 def config_hash(config: ConfigDict) -> str:
