@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     c.model.preset = ""  # random weights of this shape (models/presets.py) where `path` is empty
     c.model.tokenizer = ""  # directory or hub name; "": the model's own; "arithmetic", "long_arithmetic"
     c.model.dtype = "bfloat16"  # compute dtype: bfloat16, float16 or float32
-    c.model.remat = "full"  # full, attention, dots or none: what the backward pass recomputes, from most to least
+    # full, attention, dots, none: what the backward pass recomputes, most to least; offload: full, kept on the host
+    c.model.remat = "full"
 
     c.data = ConfigDict()
     c.data.train = ""  # file, directory, hub name, "arithmetic", "long_arithmetic" or "reasoning_gym:chain_sum,..."
@@ -64,6 +65,13 @@ def get_config() -> ConfigDict:
     c.algorithm.min_mixed = 0.0  # no update at this share of mixed groups or less (released code: 1/3); 0: off
     c.algorithm.overlong_buffer = 0  # tokens before the limit over which the reward falls by 1 (DAPO); 0: off
     c.algorithm.mask_truncated = False  # truncated responses are left out of the loss
+    c.algorithm.mask_drifted = 0.0  # nats from the sampler's log-probs beyond which sequences are left out; 0: off
+    c.algorithm.mask_drifted_negative = 0.0  # those of negative advantage, by mean log(p_sampler / p); 0: off
+    c.algorithm.entropy = 0.0  # coefficient of the bonus for each token's entropy; with a target, where it starts
+    c.algorithm.entropy_target = 0.0  # nats a token that the coefficient is raised and lowered to hold; 0: off
+    c.algorithm.entropy_step = 0.005  # change of the coefficient after each step, towards the target (Skywork-OR1)
+    c.algorithm.covariance_clip = 0.0  # share of tokens, of those that lower entropy, without gradient (2e-4); 0: off
+    c.algorithm.covariance_bounds = (1.0, 5.0)  # covariance of those tokens (Clip-Cov, arXiv 2505.22617)
 
     c.updates = ConfigDict()
     c.updates.row_lengths = (1024, 4096)  # packed rows have one of these lengths
@@ -81,6 +89,7 @@ def get_config() -> ConfigDict:
     c.optimizer.betas = (0.9, 0.999)  # decay of the first and second moment
     c.optimizer.weight_decay = 0.01  # decoupled, of matrices and vectors alike
     c.optimizer.clip_norm = 1.0  # 0: off
+    c.optimizer.offload = False  # moments lie in the host's memory between updates, and pass through the device's
     c.optimizer.moments = "float32"  # how AdamW's are kept; bfloat16: half of it, int8: a quarter
 
     c.mesh = ConfigDict()

@@ -87,6 +87,9 @@ CONSTRAINTS: dict[str, Constraint] = {
     "algorithm.dual_clip": ("0 or more than 1", lambda value: value == 0 or value > 1),
     "algorithm.old_logprobs": _one_of(("trainer", "recorded")),
     "algorithm.rescue_gib": _POSITIVE,
+    "algorithm.entropy_step": _POSITIVE,
+    "algorithm.covariance_clip": ("a share below 1", lambda value: 0 <= value < 1),
+    "algorithm.covariance_bounds": _tuple_of("lower and upper", float, lambda v: len(v) == 2 and v[0] < v[1]),
     "algorithm.min_mixed": ("a share below 1", lambda value: 0 <= value < 1),
     "updates.row_lengths": _tuple_of("one or more lengths of at least 1", int, lambda v: v and min(v) >= 1),
     **{f"updates.{key}": _AT_LEAST_ONE for key in ("minibatches", "epochs", "max_skipped")},
@@ -159,6 +162,10 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             "config.algorithm.importance_cap: weights lead from the sampler to the trainer's old log-probs, but with "
             'old_logprobs="recorded" ratios are taken to the sampler\'s; leave one of the two as it is by default'
+        )
+    if found["algorithm.covariance_clip"] and found["algorithm.loss"] == "gspo":
+        raise UserError(
+            "config.algorithm.covariance_clip: detaches single tokens, but in gspo's loss each has the sequence's ratio"
         )
     for stage in config.stages:
         _stage_overrides(stage, known)

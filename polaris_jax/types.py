@@ -107,7 +107,7 @@ class PackedBatch(NamedTuple):
     tokens: int32. targets: int32. positions: int32, restarting at 0 for each sequence.
     segment_ids: int32, 1, 2, ... within a row; 0 is padding.
     mask: float32, 1 where the target is trained on (a response token).
-    advantages: float32, the sequence's advantage on each of its trained targets.
+    advantages: float32, the sequence's advantage on each of its trained targets; 0 on those that are clipped.
     behaviour_logprobs: float32, nats: the sampler's log-prob of the target.
     off_policy: bool, whether the current policy did not sample the sequence, so that its ratio is taken to
         `behaviour_logprobs`.

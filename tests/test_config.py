@@ -41,6 +41,8 @@ def test_a_misspelt_key_in_a_config_file_or_a_stage_is_refused():
         ("rollout.prompts", 0, "expected at least 1, found 0"),
         ("rollout.temperature", -0.5, "expected more than 0, found -0.5"),
         ("algorithm.min_mixed", 1.5, "expected a share below 1, found 1.5"),
+        ("algorithm.covariance_clip", 1.0, "expected a share below 1, found 1.0"),
+        ("algorithm.covariance_bounds", (5.0, 1.0), r"expected lower and upper, found \(5.0, 1.0\)"),
         ("training.profile_steps", (3, 2), r"expected first and last step, or none, found \(3, 2\)"),
         ("training.profile_steps", (4,), r"expected first and last step, or none, found \(4,\)"),
         ("difficulty.keep", (0.0, 0.9), r"expected pairs \(lowest, highest accuracy\), found \(0.0, 0.9\)"),
@@ -55,6 +57,11 @@ def test_wrong_types_and_values_are_refused(key, value, words):
 def test_importance_weights_and_recorded_ratios_exclude_each_other():
     with pytest.raises(UserError, match=r"config.algorithm.importance_cap: weights lead from the sampler"):
         configs.override(base.get_config(), {"algorithm.importance_cap": 2.0, "algorithm.old_logprobs": "recorded"})
+
+
+def test_tokens_are_not_clipped_one_by_one_where_the_ratio_is_the_sequences():
+    with pytest.raises(UserError, match=r"config.algorithm.covariance_clip: detaches single tokens"):
+        configs.override(base.get_config(), {"algorithm.covariance_clip": 2e-4, "algorithm.loss": "gspo"})
 
 
 def test_an_int_is_taken_where_a_float_is_meant():

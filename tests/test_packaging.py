@@ -119,6 +119,6 @@ def test_a_wheel_is_built_installed_and_trains(tmp_path):
         "train", f"--config={installed}/tiny.py", "--workdir=run", *flags, python=python, cwd=elsewhere
     )
     assert trained.returncode == 0, trained.stderr
-    assert (elsewhere / "run" / "report.html").stat().st_size > 50_000
+    assert (elsewhere / "run" / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
     shown = run_module("report", "--workdir=run", "--output=again.html", python=python, cwd=elsewhere)
     assert shown.stdout == "report: again.html\n", shown.stderr

@@ -1,6 +1,6 @@
 """Tokens/s of the rollout engine and of transformers' `generate` on one checkpoint, in one run: one JSON line a batch.
 
-    python experiments/benchmarks/generate.py --checkpoint=DIR --batches=8,16 --prompt=64 --new=64
+    python experiments/benchmarks/generate.py --checkpoint=DIR --batches=8 --prompt=32 --new=32
 
 Both sample with temperature 1 from the whole vocabulary, in float32, one response to each prompt, all of `--new`
 tokens, with as many threads as the process may use. The engine has a slot for each prompt. Both are warm, take turns,
@@ -30,9 +30,9 @@ from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.types import Problem, Prompt
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A Hugging Face directory; default: random weights.")
-BATCHES = flags.DEFINE_list("batches", ["8", "16"], "Sequences decoded at once.")
-PROMPT = flags.DEFINE_integer("prompt", 64, "Tokens of each prompt.")
-NEW = flags.DEFINE_integer("new", 64, "Tokens sampled to each.")
+BATCHES = flags.DEFINE_list("batches", ["8"], "Sequences decoded at once.")
+PROMPT = flags.DEFINE_integer("prompt", 32, "Tokens of each prompt.")
+NEW = flags.DEFINE_integer("new", 32, "Tokens sampled to each.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed runs of each side, after one to warm up.")
 ATTENTION = ("sdpa", "eager")
 

@@ -14,10 +14,17 @@ from polaris_jax.models.layers import Linear, RMSNorm, project
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import apply_rope, rope_tables
 from polaris_jax.ops.attention import packed_attention
+from polaris_jax.ops.gradient_sums import look_up, use_layer
 
-# What the backward pass finds kept of a layer: its input and nothing else (full), also what goes into and comes out of
-# attention (attention), also the outputs of all projections (dots), or everything (none).
+# What the backward pass finds kept of a layer: its input and nothing else (full; offload: in the host's memory), also
+# what goes into and comes out of attention (attention), also the outputs of all projections (dots), or everything.
 REMAT_POLICIES: dict[str, Callable | None] = {
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attention"),
     "dots": jax.checkpoint_policies.save_only_these_names("projection"),
@@ -85,6 +92,7 @@ class Block(nn.Module):
     def __call__(self, carry, layer, cos, sin, positions_BT, segment_ids_BT):
         c = self.config
         x_BTD, cache = carry
+        x_BTD = checkpoint_name(x_BTD, "input")
         normed_BTD = RMSNorm(c.rms_norm_eps, c.dtype, name="attention_norm")(x_BTD)
         out_BTD, cache = Attention(c, self.attend, name="attention")(
             normed_BTD, cos, sin, positions_BT, segment_ids_BT, cache, layer
@@ -103,6 +111,9 @@ class Transformer(nn.Module):
 
     The parameters "layers" may also be a list with those of each layer, which then run one after the other.
 
+    Where the collection "sums" has entries "layers" and "embedding", the backward pass adds the gradients of these
+    parameters to them (ops/gradient_sums.py); further uses take what comes back under "sums".
+
     __call__: tokens, positions, segment_ids int32 [B, T] (segment 0 is padding; tokens see only their own segment,
     up to their own position) -> hidden states [B, T, D] in `config.dtype`, and the cache.
     """
@@ -115,7 +126,12 @@ class Transformer(nn.Module):
         c = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         embedding_VD = self.param("embedding", init, (c.vocab_size, c.hidden_size), jnp.float32)
-        x_BTD = embedding_VD[tokens_BT].astype(c.dtype)
+        if self.has_variable("sums", "embedding"):
+            x_BTD, sums_VD = look_up(embedding_VD, self.get_variable("sums", "embedding"), tokens_BT)
+            self.put_variable("sums", "embedding", sums_VD)
+        else:
+            x_BTD = embedding_VD[tokens_BT]
+        x_BTD = x_BTD.astype(c.dtype)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "act_embed"))
         cos, sin = rope_tables(positions_BT, c)
         block = Block
@@ -129,6 +145,18 @@ class Transformer(nn.Module):
             for layer, params in enumerate(layers):
                 one = block(c, self.attend, parent=None)
                 (x_BTD, cache), _ = one.apply({"params": params}, (x_BTD, cache), layer, *shared)
+        elif self.has_variable("sums", "layers"):
+            one = block(c, self.attend, parent=None)
+
+            def step(carry, of_layer):
+                x_BTD, sums = carry
+                params, sums = use_layer(of_layer[0], sums, of_layer[1])
+                (x_BTD, _), _ = one.apply({"params": params}, (x_BTD, None), of_layer[1], *shared)
+                return (x_BTD, sums), None
+
+            carry = x_BTD, self.get_variable("sums", "layers")
+            (x_BTD, sums), _ = jax.lax.scan(step, carry, (layers, jnp.arange(c.num_hidden_layers)))
+            self.put_variable("sums", "layers", sums)
         else:
             layers = nn.scan(
                 block,

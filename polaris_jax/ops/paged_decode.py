@@ -51,7 +51,7 @@ def gpu_paged_decode(
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
         name="paged_decode",
-    )(jnp.full(1, layer, jnp.int32), q_BHd, *pages, table_BW, lengths_B, *new, seen_N.astype(jnp.int32))
+    )(q_BHd, (jnp.full(1, layer, jnp.int32), table_BW, lengths_B), pages, (*new, seen_N.astype(jnp.int32)))
     return pl.pallas_call(
         _gpu_merge_kernel,
         grid=(B, H),
@@ -62,12 +62,10 @@ def gpu_paged_decode(
     )(out_BHSd, log_total_BHS)
 
 
-def _gpu_kernel(
-    layer_ref, q_ref, keys_ref, values_ref, table_ref, lengths_ref, new_keys_ref, new_values_ref, seen_ref,
-    out_ref, log_total_ref, *, splits,
-):  # fmt: skip
+def _gpu_kernel(q_ref, where_refs, page_refs, new_refs, out_ref, log_total_ref, *, splits):
     """One part of the tokens of one row, for the queries of one kv head."""
-    (_, H, d), (_, _, page_size, K, _), N = q_ref.shape, keys_ref.shape, seen_ref.shape[0]
+    (layer_ref, table_ref, lengths_ref), (*new_kv_refs, seen_ref) = where_refs, new_refs
+    (_, H, d), (_, _, page_size, K, _), N = q_ref.shape, page_refs[0].shape, seen_ref.shape[0]
     row, head, split = (pl.program_id(axis) for axis in range(3))
     group = jnp.arange(max(16, pl.next_power_of_2(H // K)))  # 16: the least that tensor cores multiply
     own, heads = group < H // K, head * (H // K) + group
@@ -78,10 +76,7 @@ def _gpu_kernel(
     token = jnp.arange(max(16, pl.next_power_of_2(N)))
     mine = (token < N) & (split == splits - 1)
     seen = mine & (triton.load(seen_ref.at[token], mask=mine, other=0) > 0)
-    k, v = (
-        triton.load(ref.at[row, token[:, None], head, width], mask=seen[:, None], other=0)
-        for ref in (new_keys_ref, new_values_ref)
-    )
+    k, v = (triton.load(ref.at[row, token[:, None], head, width], mask=seen[:, None], other=0) for ref in new_kv_refs)
     state = jnp.zeros((len(group), d), jnp.float32), jnp.zeros(len(group)), jnp.full(len(group), HIDDEN)
     state = _attend(q, k, v, seen[None], state)
 
@@ -96,7 +91,7 @@ def _gpu_kernel(
         if of_a_page == 1:
             where = (*where[:2], slice(None), head)
         visible = i * block + jnp.arange(block) < length
-        return _attend(q, keys_ref[where], values_ref[where], visible[None], state)
+        return _attend(q, *(ref[where] for ref in page_refs), visible[None], state)
 
     out, total, largest = jax.lax.fori_loop(first, jnp.minimum(first + count, filled), one, state)
     total = jnp.maximum(total, 1e-30)
@@ -148,26 +143,24 @@ def tpu_paged_decode(
     rows = next(rows for rows in range(TPU_ROWS, 0, -1) if B % rows == 0 and (rows * W <= TPU_TABLE or rows == 1))
     table_BW = jnp.pad(table_BW, ((0, 0), (0, W - table_BW.shape[1])))
     block = partial(pl.BlockSpec, index_map=lambda i, *_: (i, 0, 0))
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    anywhere, of_rows = pl.BlockSpec(memory_space=pl.ANY), block((rows, N * K, d))
     return pl.pallas_call(
         partial(_tpu_kernel, kv_heads=K),
         grid_spec=tpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B // rows,),
             in_specs=[
-                block((None, rows, W), memory_space=tpu.SMEM),
                 block((rows, H, d)),
-                anywhere,
-                anywhere,
-                block((rows, N * K, d)),
-                block((rows, N * K, d)),
-                pl.BlockSpec((1, N * K), lambda i, *_: (0, 0)),
+                (block((None, rows, W), memory_space=tpu.SMEM), anywhere, anywhere),
+                (of_rows, of_rows, pl.BlockSpec((1, N * K), lambda i, *_: (0, 0))),
             ],
             out_specs=block((rows, H, d)),
             scratch_shapes=[
-                *[tpu.VMEM((2, at_once, page_size * K, d), x.dtype) for x in pages],
-                tpu.SemaphoreType.DMA((2,)),
-                *[tpu.VMEM((H, width), jnp.float32) for width in (d, 1, 1)],
+                (
+                    [tpu.VMEM((2, at_once, page_size * K, d), x.dtype) for x in pages],
+                    tpu.SemaphoreType.DMA((2,)),
+                    [tpu.VMEM((H, width), jnp.float32) for width in (d, 1, 1)],
+                )
             ],
         ),
         out_shape=jax.ShapeDtypeStruct((B, H, d), q_BHd.dtype),
@@ -175,20 +168,21 @@ def tpu_paged_decode(
         interpret=interpret,
         name="paged_decode",
     )(
-        jnp.full(1, layer, jnp.int32), lengths_B, table_BW.reshape(-1, rows, W), q_BHd,
-        *[x.reshape(L, P, page_size * K, d) for x in pages], *[x.reshape(B, N * K, d) for x in new],
-        jnp.repeat(seen_N.astype(jnp.int32), K)[None],
-    )  # fmt: skip
+        jnp.full(1, layer, jnp.int32),
+        lengths_B,
+        q_BHd,
+        (table_BW.reshape(-1, rows, W), *[x.reshape(L, P, page_size * K, d) for x in pages]),
+        (*[x.reshape(B, N * K, d) for x in new], jnp.repeat(seen_N.astype(jnp.int32), K)[None]),
+    )
 
 
-def _tpu_kernel(
-    layer_ref, lengths_ref, table_ref, q_ref, keys_ref, values_ref, new_keys_ref, new_values_ref, seen_ref, out_ref,
-    key_buffer, value_buffer, semaphores, *state, kv_heads,
-):  # fmt: skip
+def _tpu_kernel(layer_ref, lengths_ref, q_ref, cache_refs, new_refs, out_ref, scratch, *, kv_heads):
     """Some rows, one after the other, in blocks of several pages: while one is multiplied, the next is copied here."""
-    (rows, H, _), (_, at_once, slots, d) = q_ref.shape, key_buffer.shape
+    (table_ref, *page_refs), (new_keys_ref, new_values_ref, seen_ref) = cache_refs, new_refs
+    buffers, semaphores, state = scratch
+    (rows, H, _), (_, at_once, slots, d) = q_ref.shape, buffers[0].shape
     tokens, first_row = slots // kv_heads * at_once, pl.program_id(0) * rows
-    value_buffer[...] = jnp.zeros_like(value_buffer)  # what no page is copied to is multiplied with zero weights
+    buffers[1][...] = jnp.zeros_like(buffers[1])  # what no page is copied to is multiplied with zero weights
 
     def blocks(row):
         return jnp.maximum(pl.cdiv(lengths_ref[first_row + row], tokens), 1)
@@ -200,7 +194,7 @@ def _tpu_kernel(
             @pl.when((block * at_once + i) * (slots // kv_heads) < lengths_ref[first_row + row])
             def _(i=i):
                 page = table_ref[row, block * at_once + i]
-                for source, target in ((keys_ref, key_buffer), (values_ref, value_buffer)):
+                for source, target in zip(page_refs, buffers, strict=True):
                     where = source.at[layer_ref[0], page], target.at[buffer, i], semaphores.at[buffer]
                     do(tpu.make_async_copy(*where))
 
@@ -225,7 +219,7 @@ def _tpu_kernel(
             _store(state, _attend(q_ref[row], k, v, visible(len(k), lambda _: seen_ref[...] > 0), zeros))
 
         for_pages(row, block, buffer, lambda copy: copy.wait())
-        k, v = (x[buffer].reshape(at_once * slots, d) for x in (key_buffer, value_buffer))
+        k, v = (x[buffer].reshape(at_once * slots, d) for x in buffers)
         left = lengths_ref[first_row + row] - block * tokens
         here = visible(len(k), lambda column: column // kv_heads < left)
         _store(state, _attend(q_ref[row], k, v, here, [ref[...] for ref in state]))

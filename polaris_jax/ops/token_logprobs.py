@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -108,24 +109,35 @@ def _forward(loop, hidden_ND, unembedding_VD, targets_N, temperature, places):
     return (logprobs_N, entropy_N), (hidden_ND, unembedding_VD, targets_N, temperature, places, stats_3S, logits_SV)
 
 
+def _saved(loop, *primals):
+    return _forward(loop, *custom_vjp_primal_tree_values(primals))
+
+
 def _backward(loop, saved, given):
-    """With z the logits over the temperature, d log p(t) / dz = 1(t) - p, and d entropy / dz = -p (log p + entropy)."""
+    """With z the logits over the temperature, d log p(t) / dz = 1(t) - p, and d entropy / dz = -p (log p + entropy).
+
+    What nothing is made of has no gradient and costs nothing: the entropy where it is only told.
+    """
     hidden_ND, unembedding_VD, targets_N, temperature, (order_N, place_N, count), stats_3S, logits_SV = saved
     kernel_VD, order_S = unembedding_VD.astype(hidden_ND.dtype), _padded(order_N, loop.chunk)
-    d_logprobs_S, d_entropy_S = (_padded(d_N[order_N], loop.chunk) for d_N in given)
+    d_logprobs_S, d_entropy_S = (
+        None if isinstance(d_N, SymbolicZero) else _padded(d_N[order_N], loop.chunk) for d_N in given
+    )
 
     def one(i, sums):
         d_hidden_SD, d_kernel_VD = sums
         index_C = _chunk(order_S, i, loop)
         hidden_CD = hidden_ND[index_C]
         logits_CV = _chunk(logits_SV, i, loop) if loop.keeps else _logits(loop, hidden_CD, kernel_VD, temperature)
-        d_logprobs_C1, d_entropy_C1 = (_chunk(d_S, i, loop)[:, None] for d_S in (d_logprobs_S, d_entropy_S))
         _, entropy_C1, log_total_C1 = (_chunk(x_S, i, loop)[:, None] for x_S in stats_3S)
         logprobs_CV = logits_CV - log_total_C1
         is_target_CV = _local_targets(loop, targets_N[index_C], logits_CV)[:, None] == jnp.arange(logits_CV.shape[1])
-        d_logits_CV = jnp.where(is_target_CV, d_logprobs_C1, 0) - jnp.exp(logprobs_CV) * (
-            d_logprobs_C1 + d_entropy_C1 * (logprobs_CV + entropy_C1)
-        )
+        d_target_C1, d_all_CV = jnp.zeros_like(entropy_C1), 0.0
+        if d_logprobs_S is not None:
+            d_target_C1 = d_all_CV = _chunk(d_logprobs_S, i, loop)[:, None]
+        if d_entropy_S is not None:
+            d_all_CV += _chunk(d_entropy_S, i, loop)[:, None] * (logprobs_CV + entropy_C1)
+        d_logits_CV = jnp.where(is_target_CV, d_target_C1, 0) - jnp.exp(logprobs_CV) * d_all_CV
         d_logits_CV = (d_logits_CV / temperature).astype(hidden_CD.dtype)
         d_hidden_CD = matmul(d_logits_CV, kernel_VD, hidden_CD.dtype)
         d_kernel_VD += transposed_matmul(d_logits_CV, hidden_CD)
@@ -137,7 +149,7 @@ def _backward(loop, saved, given):
     return d_hidden_SD[place_N], d_kernel_VD, None, None, None
 
 
-_loop_logprobs.defvjp(_forward, _backward)
+_loop_logprobs.defvjp(_saved, _backward, symbolic_zeros=True)
 
 
 def _logits(loop, hidden_CD, kernel_VD, temperature):

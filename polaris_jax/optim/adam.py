@@ -14,10 +14,11 @@ from polaris_jax.optim import moments
 EPS = 1e-8  # after the square root
 
 
-def scale_by_adam(betas: tuple[float, float], kind: str = "float32") -> optax.GradientTransformation:
+def scale_by_adam(betas: tuple[float, float], kind: str = "float32") -> optax.GradientTransformationExtraArgs:
     """`optax.scale_by_adam` (arXiv 1412.6980) with both moments kept as one of `moments.MOMENTS`.
 
     Gradients are float32. The state's mu and nu are trees like the parameters, each array as `moments.encode` gives it.
+    Its update takes a `piece`, int, where it is called for several parts of the parameters: the rounding depends on it.
     """
     b1, b2 = betas
 
@@ -25,7 +26,7 @@ def scale_by_adam(betas: tuple[float, float], kind: str = "float32") -> optax.Gr
         mu, nu = (jax.tree.map(partial(moments.zeros, kind=kind, signed=signed), params) for signed in (True, False))
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
-    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None, *, piece: Any = 0, **_: Any):
         count = state.count + 1
         bias1, bias2 = 1 - b1 ** count.astype(jnp.float32), 1 - b2 ** count.astype(jnp.float32)
 
@@ -38,10 +39,10 @@ def scale_by_adam(betas: tuple[float, float], kind: str = "float32") -> optax.Gr
             return m / bias1 / (jnp.sqrt(v / bias2) + EPS), kept_m, kept_v
 
         leaves, structure = jax.tree.flatten(grads)
-        keys = jax.random.split(jax.random.key(count), len(leaves))  # the rounding depends on the count alone
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(count), piece), len(leaves))
         columns = leaves, structure.flatten_up_to(state.mu), structure.flatten_up_to(state.nu)
         scaled = [leaf(*arrays) for arrays in zip(keys, *columns, strict=True)]
         updates, mu, nu = (structure.unflatten(arrays[i] for arrays in scaled) for i in range(3))
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from polaris_jax.optim import offload
 from polaris_jax.optim.adam import scale_by_adam
 from polaris_jax.optim.moments import Blocks
+from polaris_jax.optim.pieces import in_pieces, sum_in_pieces
 from polaris_jax.sharding.rules import replicated
 
 FIRST_LOSS_SCALE, LEAST_LOSS_SCALE = 2.0**16, 2.0  # float16 only; of a loss that is a mean
@@ -82,15 +85,25 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
 KEEPS_MOMENTS = ("adamw",)  # as `optimizer.moments` says; the others' are float32
 
 
+def clip_by_norm(longest: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, whose update is told the norm of all gradients, and so may have a part of them."""
+
+    def update(grads: Any, state: optax.EmptyState, params: Any = None, *, norm: jax.Array, **_: Any):
+        return jax.tree.map(lambda g: jax.lax.select(norm < longest, g, (g / norm) * longest), grads), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def make_optimizer(optimizer: ConfigDict, total_updates: int) -> optax.GradientTransformation:
     """The optimizer of a config's section. total_updates: in the run, for the schedule.
 
     Gradients longer than `clip_norm` together are shortened to it (0: never). "adamw" is arXiv 1711.05101, as torch
-    does it. The last link's state has the count of updates and the learning rate of the last one.
+    does it. The last link's state has the count of updates and the learning rate of the last one. Its update takes the
+    `norm` of all gradients, and a `piece` as `scale_by_adam`'s does.
     """
     schedule = SCHEDULES[optimizer.schedule](optimizer, total_updates)
     return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
+        clip_by_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         OPTIMIZERS[optimizer.name](optimizer),
         optax.add_decayed_weights(optimizer.weight_decay),
         optax.inject_hyperparams(optax.scale_by_learning_rate, hyperparam_dtype=jnp.float32)(learning_rate=schedule),
@@ -116,15 +129,21 @@ def init_opt_state(optimizer: optax.GradientTransformation, params: Any, dtype: 
     return OptState(optimizer.init(params), zero, zero, scale, zero)
 
 
-def opt_state_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> OptState:
+def opt_state_shardings(
+    optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh, *, on_host: bool = False
+) -> OptState:
     """Shardings of the optimizer's arrays: what belongs to a parameter lies where it lies, all else everywhere.
 
     The scales of int8 blocks are not split along the last axis. params: arrays or their shapes; shardings: theirs.
+    on_host: whether what belongs to a parameter is in the memory of the host instead of the device's.
     """
+    if on_host:
+        shardings = jax.tree.map(offload.on_host, shardings)
 
     def beside(kept, where):
         if isinstance(kept, Blocks):
-            return Blocks(where, NamedSharding(mesh, PartitionSpec(*where.spec[: len(kept.scales.shape) - 1])))
+            scales = PartitionSpec(*where.spec[: len(kept.scales.shape) - 1])
+            return Blocks(where, NamedSharding(mesh, scales, memory_kind=where.memory_kind))
         return kept if isinstance(kept, optax.MaskedNode) else where
 
     scalar = replicated(mesh)
@@ -140,36 +159,48 @@ def opt_state_shardings(optimizer: optax.GradientTransformation, params: Any, sh
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, params: Any, grads: Any, state: OptState, usable: jax.Array
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    grads: Any,
+    state: OptState,
+    usable: jax.Array,
+    piece_bytes: float = math.inf,
 ) -> tuple[Any, OptState, dict[str, jax.Array]]:
     """One update of all parameters, or none where it is not to be trained on.
 
-    grads: float32, like params, not multiplied by the loss scale. usable: bool, whether the loss and what the sampler
+    grads: float32, like params, still multiplied by the loss scale. usable: bool, whether the loss and what the sampler
     recorded are finite; an update is skipped where it is False or a gradient is not finite. With a loss scale that can
     be halved, gradients alone that are not finite are an overflow: then the scale is halved and the update is neither
-    made nor counted as skipped. Returns the new parameters and state, and grad_norm (before the clip), update_norm,
-    learning_rate, skipped and overflow.
+    made nor counted as skipped. piece_bytes: of the parameters that are updated at once; more than that are updated in
+    pieces, with temporaries for one. Returns the new parameters and state, and grad_norm (before the clip),
+    update_norm, learning_rate, skipped and overflow.
     """
-    norm = optax.tree.norm(grads)
+    unscaled = lambda grads: jax.tree.map(lambda g: g / state.loss_scale, grads)  # noqa: E731
+    norm = jnp.sqrt(sum_in_pieces(lambda grads: optax.tree.norm(unscaled(grads), squared=True), grads, piece_bytes))
     learn = usable & jnp.isfinite(norm)
     overflow = usable & ~learn & (state.loss_scale > LEAST_LOSS_SCALE)
-    updates, inner = optimizer.update(grads, state.inner, params)
-    # Chosen leaf by leaf, within the pass that writes it. `optax.apply_if_finite` branches with `lax.cond`, which
-    # copies the whole state, and after so many updates that are not finite it accepts one.
-    updates = jax.tree.map(lambda u: jnp.where(learn, u, 0), updates)
-    kept = jax.tree.map(lambda new, old: jnp.where(learn, new, old), inner, state.inner)
+
+    def change(params, grads, inner, piece):
+        updates, new = optimizer.update(unscaled(grads), inner, params, norm=norm, piece=piece)
+        # Chosen leaf by leaf, within the pass that writes it. `optax.apply_if_finite` branches with `lax.cond`, which
+        # copies the whole state, and after so many updates that are not finite it accepts one.
+        updates = jax.tree.map(lambda u: jnp.where(learn, u, 0), updates)
+        kept = jax.tree.map(lambda new, old: jnp.where(learn, new, old), new, inner)
+        return optax.apply_updates(params, updates), kept, optax.tree.norm(updates, squared=True)
+
+    params, inner, moved = in_pieces(change, params, grads, state.inner, learn, piece_bytes)
     scale, finite_in_a_row = _next_scale(state.loss_scale, overflow, jnp.where(learn, state.finite_in_a_row + 1, 0))
     skipped = (~learn & ~overflow).astype(jnp.int32)
     skipped_in_a_row = jnp.where(learn, 0, state.skipped_in_a_row + skipped)
     metrics = {
         "grad_norm": norm,
-        "update_norm": optax.tree.norm(updates),
+        "update_norm": jnp.sqrt(moved),
         "learning_rate": inner[-1].hyperparams["learning_rate"],
         "skipped": skipped,
         "overflow": overflow,
     }
-    state = OptState(kept, state.skipped + skipped, skipped_in_a_row, scale, finite_in_a_row)
-    return optax.apply_updates(params, updates), state, metrics
+    state = OptState(inner, state.skipped + skipped, skipped_in_a_row, scale, finite_in_a_row)
+    return params, state, metrics
 
 
 def _next_scale(scale, overflow, finite_in_a_row):

@@ -117,7 +117,7 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
             lowered[f"forward/{length}"] = forward.lower(params, rows, scalar)
         olds = {"old_logprobs": several, "reference_logprobs": with_kl}
         rows = rows._replace(**{name: rows.advantages for name, used in olds.items() if used})
-        rest = params, rows, scalar, scalar, scalar
+        rest = params, rows, scalar, scalar, scalar, scalar
         lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
     totals = jax.tree.map(partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(params, *rest)[1])
     usable = jax.ShapeDtypeStruct((), jnp.bool_)

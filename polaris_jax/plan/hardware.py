@@ -20,6 +20,7 @@ class Hardware:
 
     flops: dense matrix products a second, by compute dtype. memory: bytes. bandwidth: of the memory, bytes/s.
     machine: devices of one host. link, network: bytes/s that a device sends to others of its host, and of other hosts.
+    host: bytes/s between a device and its host's memory, one way.
     """
 
     flops: Mapping[str, float]
@@ -28,11 +29,12 @@ class Hardware:
     machine: int
     link: float
     network: float
+    host: float = 16e9
 
 
-def _gpu(tera: float, tf32: float, gib: float, bandwidth: float, link: float, network: float) -> Hardware:
+def _gpu(tera: float, tf32: float, gib: float, bandwidth: float, link: float, network: float, host: float) -> Hardware:
     flops = {"bfloat16": tera * 1e12, "float16": tera * 1e12, "float32": tf32 * 1e12}
-    return Hardware(flops, gib * 2**30, bandwidth, 8, link, network)
+    return Hardware(flops, gib * 2**30, bandwidth, 8, link, network, host)
 
 
 def _tpu(tera: float, gib: float, bandwidth: float, link: float) -> Hardware:
@@ -41,14 +43,16 @@ def _tpu(tera: float, gib: float, bandwidth: float, link: float) -> Hardware:
 
 
 # GPUs: NVIDIA's data sheets of the SXM cards; float32 is TF32, JAX's default there; memory as nvidia-smi shows it;
-# NVLink one way; one 400 Gbit/s network card a GPU (200 for the A100). TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e};
-# memory as the compiler grants it; all links of a chip together, one way; machines of four chips, as in larger slices.
+# NVLink one way; one 400 Gbit/s network card a GPU (200 for the A100); PCIe one way, 16 lanes of generation 5 (of the
+# A100: 4). TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory as the compiler grants it; all links of a chip
+# together, one way; machines of four chips, as in larger slices; the way to the host is not published, 16 lanes of PCIe
+# of generation 3 are assumed.
 HARDWARE = {
-    "a100": _gpu(312, 156, 80.0, 2.04e12, 300e9, 25e9),
-    "h800": _gpu(989, 495, 79.6, 3.35e12, 200e9, 50e9),
-    "h100": _gpu(989, 495, 79.6, 3.35e12, 450e9, 50e9),
-    "h200": _gpu(989, 495, 140.4, 4.8e12, 450e9, 50e9),
-    "b200": _gpu(2250, 1125, 179.0, 8.0e12, 900e9, 50e9),
+    "a100": _gpu(312, 156, 80.0, 2.04e12, 300e9, 25e9, 32e9),
+    "h800": _gpu(989, 495, 79.6, 3.35e12, 200e9, 50e9, 64e9),
+    "h100": _gpu(989, 495, 79.6, 3.35e12, 450e9, 50e9, 64e9),
+    "h200": _gpu(989, 495, 140.4, 4.8e12, 450e9, 50e9, 64e9),
+    "b200": _gpu(2250, 1125, 179.0, 8.0e12, 900e9, 50e9, 64e9),
     "v5e": _tpu(197, 15.75, 819e9, 200e9),
     "v5p": _tpu(459, 95.0, 2.765e12, 600e9),
     "v6e": _tpu(918, 31.25, 1.64e12, 400e9),

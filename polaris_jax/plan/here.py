@@ -17,18 +17,21 @@ from polaris_jax.plan.planner import model_shape
 from polaris_jax.rollout import cpu
 
 GIB = 2**30
+PROGRAM = 0.45 * GIB  # of the host's memory: Python, its libraries and compiled programs
+LEFT_OUT = {"evaluation": ("moments", "reference"), "SFT": ("cache",)}  # of the parts of a GRPO step
 JOBS = {"GRPO": PHASES, "SFT": TRAINING, "evaluation": SAMPLING}
+SMALLER_STATE = "config.optimizer.moments=int8 or config.optimizer.offload=True"
 CHEAPER = {  # what makes a phase smaller
     **dict.fromkeys(SAMPLING, "lower config.rollout.slots, or set config.rollout.cache_gib"),
-    "gradients": "lower config.updates.rows, set config.model.remat=full or config.optimizer.moments=int8",
-    "apply": "set config.optimizer.moments=int8, or spread the parameters over more devices",
+    "gradients": f"lower config.updates.rows, set config.model.remat=full, {SMALLER_STATE}",
+    "apply": f"set {SMALLER_STATE}, or spread the parameters over more devices",
 }
 
 
 def memory_line(config: ConfigDict, job: str) -> str:
     """Such as "memory: about 6.1 of 24.0 GiB, most of it in gradients", and what to lower where that is too much.
 
-    job: one of `JOBS`. The figure is the planner's, from shapes alone, without the program itself and its libraries.
+    job: one of `JOBS`. The figure is the planner's, from shapes alone; that of the host's memory has the program in it.
     Where the config names no model that is known before it is loaded, that is said instead.
     """
     try:
@@ -47,16 +50,18 @@ def needs(config: ConfigDict, job: str) -> tuple[float, str]:
     """
     configs.check(config)
     model = model_shape(_with_shape(config))
+    if model.remat == "offload" and not _own_memory():
+        model = model.replace(remat="full")
     fullest = []
     for _, stage in configs.stages(config):
         stage = _as_planned(stage, job)
         mesh = plan_mesh(stage.mesh, jax.device_count() - stage.rollout.devices)
-        memory = phase_memory(model, stage, mesh)
-        left_out = ("moments", "reference") if job == "evaluation" else ()
+        memory = phase_memory(model, stage, mesh, jax.local_devices()[0].platform)
         for phase in JOBS[job]:
-            fullest.append((sum(size for part, size in memory[phase].items() if part not in left_out), phase))
+            parts = {part: size for part, size in memory[phase].items() if part not in LEFT_OUT.get(job, ())}
+            fullest.append((sum(parts.values()), phase))
     size, phase = max(fullest)
-    return size * (1 if _own_memory() else jax.local_device_count()), phase
+    return size if _own_memory() else size * jax.local_device_count() + PROGRAM, phase
 
 
 def capacity() -> float:
@@ -71,6 +76,8 @@ def _own_memory() -> float:
 def _as_planned(config: ConfigDict, job: str) -> ConfigDict:
     """The stage with what the job samples or trains on where the planner looks for a GRPO step's."""
     config = config.copy_and_resolve_references().unlock()
+    if not _own_memory():  # the host's is the same, and what is moved there stays
+        config.optimizer.offload = False
     if job == "evaluation":
         config.rollout = engine_config(config)
     if job == "SFT":

@@ -21,15 +21,20 @@ from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.rope import rope_tables
 from polaris_jax.models.transformer import REMAT_POLICIES, Block
 from polaris_jax.ops.attention import DENSE, packed_attention
+from polaris_jax.ops.paged_attention import DECODE_KERNELS
 from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
 from polaris_jax.optim.optimizer import make_optimizer, opt_state_shardings
+from polaris_jax.optim.pieces import piece_count
 from polaris_jax.rollout.kv_pages import pages_for
+from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.pools import page_bytes, pool_pages
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.replica import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
 from polaris_jax.sharding.mesh import AXES, axis_sizes
 from polaris_jax.sharding.rows import row_groups
 from polaris_jax.sharding.rules import param_shapes, param_shardings
+from polaris_jax.training.platform import apply_piece
+from polaris_jax.training.update import adds_in_place
 from polaris_jax.types import PackedBatch
 
 SAMPLING, TRAINING = ("weight sync", "prefill", "decode"), ("gradients", "apply")
@@ -38,6 +43,8 @@ PROBE = 13 * 512  # tokens of a row; longer rows keep as much per token, and no 
 MASTER = 4  # bytes of a float32 parameter, gradient or moment
 LOGITS_COPIES = 3  # float32 arrays as large as the logits of a chunk that its backward pass holds at once
 APPLY_COPIES = 2.5  # of the parameters, float32, that AdamW and the clip hold beside state and gradients
+IN_FLIGHT = 2  # layers whose activations are on the device at once where they go to the host
+PIECE_COPIES = 10  # the same of a piece, where an array is updated in pieces: before, meanwhile and after
 LAYER_FACTOR = 1.1  # backward pass of a layer: what `none` would keep of it, and this much for what flows back
 
 
@@ -46,34 +53,71 @@ def plan_mesh(shape: ConfigDict | dict[str, int], devices: int) -> AbstractMesh:
     return AbstractMesh(tuple(axis_sizes(shape, devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def phase_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> dict[str, dict[str, float]]:
+def phase_memory(
+    model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, platform: str = "tpu"
+) -> dict[str, dict[str, float]]:
     """Bytes on a device, by phase and component.
 
-    weights, moments: the training state, which stays all through the step. reference: of the KL term. sampler: its
-    weights, as `rollout.weights` says. cache: the page pool. gradients: summed and new ones. activations: kept for the
-    backward pass. workspace: all else that a program needs at once. Raises UserError where a parameter does not split
-    evenly over the mesh.
+    weights, moments: the training state, which stays all through the step, but for moments that `optimizer.offload`
+    keeps on the host (`host_memory`). reference: of the KL term. sampler: its weights, as `rollout.weights` says,
+    without those of the trainer that it reads. cache: the page pool. gradients: summed and new ones. activations: kept
+    for the backward pass. workspace: all else that a program needs at once. platform: of the devices, "tpu", "gpu" or
+    "cpu". Raises UserError where a parameter does not split evenly over the mesh.
     """
+    way = PLATFORMS[platform]
     item = jnp.dtype(model.dtype).itemsize
     weights = parameter_bytes(model, mesh, MASTER)
     replica = AbstractMesh(tuple(mesh.shape[a] if a == "tensor" else 1 for a in AXES), AXES, axis_types=mesh.axis_types)
-    moments = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
-    state = {"weights": weights, "moments": moments}
+    state = {"weights": weights}
+    if not config.optimizer.offload:
+        state["moments"] = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
     if config.algorithm.kl:
         state["reference"] = weights
-    sampler = parameter_bytes(model, replica, item)
+    shared = way.shares(model, mesh, config.rollout.weights)
+    sampler = 0.0 if shared else parameter_bytes(model, replica, item)
     if config.rollout.weights:
         sampler *= weight_bytes(model, config.rollout.weights) / weight_bytes(model, "")
+    sampler += way.transpose * item * model.vocab_size * model.hidden_size / replica.size
     sampling = state | {"sampler": sampler}
-    cached = sampling | {"cache": float(cache_pages(model, config, mesh) * page_bytes(model, mesh, config.rollout))}
+    pool = float(cache_pages(model, config, mesh) * page_bytes(model, mesh, config.rollout))
+    cached, gathered = sampling | {"cache": pool}, 0 if way.kernels in DECODE_KERNELS else pool
+    kept = {"cache": pool} if way.keep_pools([()]) else {}
     activations, workspace = backward_memory(model, config, mesh, max(config.updates.row_lengths))
+    if added := adds_in_place(model, mesh):
+        workspace += MASTER * model.vocab_size * model.hidden_size  # the unembedding's gradient, before it is added
     return {
-        "weight sync": sampling | {"workspace": _largest(model, replica) * item},
+        "weight sync": sampling | {"workspace": 0.0 if shared else float(_largest(model, replica) * item)},
         "prefill": cached | {"workspace": _prefill(model, mesh)},
-        "decode": cached | {"workspace": _decode(model, config, mesh)},
-        "gradients": state | {"gradients": 2 * weights, "activations": activations, "workspace": workspace},
-        "apply": state | {"gradients": weights, "workspace": APPLY_COPIES * weights},
+        "decode": cached | {"workspace": _decode(model, config, mesh) + gathered},
+        "gradients": state
+        | kept
+        | {"gradients": (1 if added else 2) * weights, "activations": activations, "workspace": workspace},
+        "apply": state | kept | {"gradients": weights, "workspace": _apply(model, mesh, platform)},
     }
+
+
+def host_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> dict[str, float]:
+    """Bytes that a device keeps in its host's memory instead of its own, by component; empty where it keeps none there.
+
+    moments: all through the step. activations: of the largest pass, while its gradients are computed.
+    """
+    found = {}
+    if config.optimizer.offload:
+        found["moments"] = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
+    if model.remat == "offload":
+        row = max(config.updates.row_lengths)
+        kept = kept_bytes(one_device(model, mesh.shape["tensor"]), row) * tokens_on_device(config, mesh, row)
+        found["activations"] = model.num_hidden_layers * kept
+    return found
+
+
+def _apply(model: ModelConfig, mesh: AbstractMesh, platform: str) -> float:
+    """What the optimizer computes of the parameters that it updates at once, or of the largest piece."""
+    most, at_once, piece = apply_piece(mesh, platform), 0.0, 0.0
+    for x, size in zip(_shapes(model), _shard_sizes(model.replace(remat="none"), mesh), strict=True):
+        count = piece_count(x, most)
+        at_once, piece = at_once + size * (count == 1), max(piece, size / count * (count > 1))
+    return MASTER * (APPLY_COPIES * at_once + PIECE_COPIES * piece)
 
 
 def cache_pages(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> int:
@@ -111,11 +155,15 @@ def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfig
     return float(sum(math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize for x, where in arrays))
 
 
+def _shapes(model: ModelConfig) -> list[jax.ShapeDtypeStruct]:
+    return jax.tree.leaves(nn.unbox(param_shapes(model.replace(remat="none"))))
+
+
 @cache
 def _shard_sizes(model: ModelConfig, mesh: AbstractMesh) -> list[int]:
-    shapes, shardings = jax.tree.leaves(nn.unbox(param_shapes(model))), jax.tree.leaves(param_shardings(model, mesh))
+    shardings = jax.tree.leaves(param_shardings(model, mesh))
     try:
-        return [math.prod(sharding.shard_shape(x.shape)) for x, sharding in zip(shapes, shardings, strict=True)]
+        return [math.prod(sharding.shard_shape(x.shape)) for x, sharding in zip(_shapes(model), shardings, strict=True)]
     except ValueError as error:
         raise UserError(f"config.mesh: {dict(mesh.shape)} does not split the parameters evenly: {error}") from error
 
@@ -130,7 +178,8 @@ def backward_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, 
     """Bytes of activations and of workspace in one forward and backward pass over rows of that many slots."""
     tokens, item, tensor = tokens_on_device(config, mesh, row), jnp.dtype(model.dtype).itemsize, mesh.shape["tensor"]
     local = one_device(model, tensor)
-    kept = model.num_hidden_layers * kept_bytes(local, row) * tokens
+    layers = IN_FLIGHT if model.remat == "offload" else model.num_hidden_layers
+    kept = layers * kept_bytes(local, row) * tokens
     layer = LAYER_FACTOR * kept_bytes(local.replace(remat="none"), row) * tokens
     if mesh.shape["context"] > 1:  # keys and values of whole rows, and their gradients
         layer += 4 * local.num_key_value_heads * model.head_dim * item * tokens * mesh.shape["context"]

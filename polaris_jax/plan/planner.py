@@ -19,7 +19,15 @@ from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.plan.hardware import PRICES, Price, Topology, load_price
 from polaris_jax.plan.measure import measure
-from polaris_jax.plan.memory import PHASES, backward_memory, cache_pages, phase_memory, plan_mesh, sequence_pages
+from polaris_jax.plan.memory import (
+    PHASES,
+    backward_memory,
+    cache_pages,
+    host_memory,
+    phase_memory,
+    plan_mesh,
+    sequence_pages,
+)
 from polaris_jax.plan.roofline import (
     Assumptions,
     Work,
@@ -40,11 +48,12 @@ ORIGINAL_HOURS = 30.7  # GPU-hours a step of the original: 32 H800 for 28 days, 
 class StagePlan:
     """One stage. Memory in bytes a device, by phase and component; times in seconds a step.
 
-    changes: what the search set in the config. sequences: of full length, that the page pool of a copy of the sampler
-    holds. running: decoded at once, at the assumed lengths. longest_row: slots of the longest row that fits in the
-    update. measured: total memory by phase as the compiler has it, empty where nothing was compiled. limit_s: of each
-    phase by the roofline, and by what it is bound. step_s: of the step, at the assumed share of the roofline's speed.
-    problem: why the stage does not fit; empty where it does.
+    host: bytes a device that lie in its host's memory instead, by component. changes: what the search set in the
+    config. sequences: of full length, that the page pool of a copy of the sampler holds. running: decoded at once, at
+    the assumed lengths. longest_row: slots of the longest row that fits in the update. measured: total memory by phase
+    as the compiler has it, empty where nothing was compiled. limit_s: of each phase by the roofline, and by what it is
+    bound. step_s: of the step, at the assumed share of the roofline's speed. problem: why the stage does not fit; empty
+    where it does.
     """
 
     name: str
@@ -53,6 +62,7 @@ class StagePlan:
     remat: str
     changes: dict[str, object]
     memory: dict[str, dict[str, float]]
+    host: dict[str, float]
     measured: dict[str, float]
     sequences: int
     running: int
@@ -156,6 +166,7 @@ def plan_stage(
         remat=model.remat,
         changes=changes or {},
         memory=memory,
+        host=host_memory(model, config, mesh),
         measured={},
         sequences=(cache_pages(model, config, mesh) - 1) // sequence_pages(config),
         running=running(model, config, mesh, assumed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -70,9 +71,24 @@ def stage_table(plan: Plan) -> Table:
         "device-hours": lambda s: f"{s.steps * s.device_hours:,.0f}",
         "US dollars": lambda s: "no price" if price is None else f"{s.steps * s.device_hours * price:,.0f}",
     }
-    for name, cell in rows.items():
+    for name, cell in (rows | _host_rows(plan)).items():
         table.add_row(name, *map(cell, plan.stages))
     return table
+
+
+def _host_rows(plan: Plan) -> dict[str, Callable[[StagePlan], str]]:
+    """What lies in the host's memory and is freed on the device, and what its way there and back costs."""
+    if not any(stage.host for stage in plan.stages):
+        return {}
+    speed = plan.topology.hardware.host
+
+    def freed(s: StagePlan) -> str:
+        return ", ".join(f"{name} {size / GIB:.1f}" for name, size in s.host.items()) or "-"
+
+    def seconds(s: StagePlan) -> str:
+        return f"{sum(work.host for work in s.work.values()) / speed:,.1f} s"
+
+    return {"on the host, GiB a device": freed, f"to the host and back, {speed / 1e9:.0f} GB/s one way": seconds}
 
 
 def markdown(plan: Plan) -> str:
@@ -101,6 +117,7 @@ def markdown(plan: Plan) -> str:
         "days": lambda s: f"{s.steps * s.step_s / 86400:.1f}",
         "US dollars": lambda s: "no price" if price is None else f"{s.steps * s.device_hours * price:,.0f}",
     }
+    rows |= _host_rows(plan)
     lines = [f"| {' | '.join([name, *map(cell, plan.stages)])} |" for name, cell in rows.items()]
     lines.insert(1, "|---" * (len(plan.stages) + 1) + "|")
     steps = sum(stage.steps for stage in plan.stages)

@@ -18,7 +18,15 @@ from polaris_jax.errors import UserError
 from polaris_jax.models.flops import forward_flops
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.plan.hardware import Hardware
-from polaris_jax.plan.memory import MASTER, cache_pages, kept_bytes, one_device, parameter_bytes, tokens_on_device
+from polaris_jax.plan.memory import (
+    MASTER,
+    cache_pages,
+    host_memory,
+    kept_bytes,
+    one_device,
+    parameter_bytes,
+    tokens_on_device,
+)
 from polaris_jax.rollout.pools import page_bytes
 from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import AXES
@@ -47,7 +55,8 @@ class Work:
     """Of one device in one step, the most loaded one.
 
     flops: run, recomputation and padding included. useful: what the model needs of them. bytes: read from and written
-    to memory. sent: bytes by mesh axis. collectives: small ones, that are waited for one after another.
+    to memory. sent: bytes by mesh axis. collectives: small ones, that are waited for one after another. host: bytes
+    from and to the host's memory.
     """
 
     flops: float = 0.0
@@ -55,6 +64,7 @@ class Work:
     bytes: float = 0.0
     sent: Mapping[str, float] = field(default_factory=dict)
     collectives: float = 0.0
+    host: float = 0.0
 
 
 def lengths(limit: int, mean_response: float) -> tuple[float, float]:
@@ -77,7 +87,8 @@ def phase_work(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assum
         "prefill": Work(flops=prefill, useful=prefill, bytes=sampler),
         "decode": _decode(model, config, mesh, assumed),
         "gradients": _gradients(model, config, mesh, assumed),
-        "apply": Work(bytes=7 * shard),  # reads weights, gradients and two moments, writes all but the gradients
+        # reads weights, gradients and two moments, writes all but the gradients
+        "apply": Work(bytes=7 * shard, host=2 * host_memory(model, config, mesh).get("moments", 0.0)),
     }
 
 
@@ -153,7 +164,8 @@ def _gradients(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assum
         "context": slots * layers * (passes + 1) * 2 * local.num_key_value_heads * model.head_dim * item
         * shape["context"] * ring["context"],
     }  # fmt: skip
-    return Work(flops, useful, read, sent, collectives=0.0)
+    offloaded = 2 * slots * layers * kept_bytes(local, row) if model.remat == "offload" else 0.0
+    return Work(flops, useful, read, sent, host=offloaded)
 
 
 def recomputed_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
@@ -171,9 +183,10 @@ def recomputed_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
 
 
 def seconds(work: Work, hardware: Hardware, mesh: AbstractMesh, dtype: str) -> tuple[float, str]:
-    """The least time that the work takes, and what it is spent on: "compute", "memory", "network" or "latency".
+    """The least time that the work takes, and what it is spent on: "compute", "memory", "network", "host" or "latency".
 
-    All three go on at the same time; small collectives do not. Raises UserError where the device has no such dtype.
+    The first four go on at the same time, small collectives do not. Raises UserError where the device has no such
+    dtype.
     """
     if dtype not in hardware.flops:
         raise UserError(
@@ -183,6 +196,7 @@ def seconds(work: Work, hardware: Hardware, mesh: AbstractMesh, dtype: str) -> t
         "compute": work.flops / hardware.flops[dtype],
         "memory": work.bytes / hardware.bandwidth,
         "network": sum(size / axis_speed(hardware, mesh, axis) for axis, size in work.sent.items()),
+        "host": work.host / hardware.host,
     }
     bound, waits = max(times, key=times.__getitem__), work.collectives * COLLECTIVE_S
     return times[bound] + waits, "latency" if waits > times[bound] else bound

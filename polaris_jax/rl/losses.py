@@ -16,12 +16,14 @@ count. `rows` is a `PackedBatch`; `algorithm` is the section of that name of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from polaris_jax.rl import packing
 from polaris_jax.types import PackedBatch
 
 QUANTISED_CAP = 2.0  # where the sampler's weights are quantised and the config sets no cap
@@ -41,10 +43,7 @@ def gspo_loss(logprobs_RT, old_logprobs_RT, rows: PackedBatch, algorithm: Config
 
     Every token of a sequence has the same value, so that the mean over the sequence is the paper's loss.
     """
-    log_ratio_RT = (logprobs_RT - old_logprobs_RT) * rows.mask
-    tokens_RT = jnp.maximum(segment_sums(rows.mask, rows.segment_ids), 1)
-    mean_RT = segment_sums(log_ratio_RT, rows.segment_ids) / tokens_RT
-    return _clipped(_ratio(mean_RT), rows.advantages, algorithm)
+    return _clipped(_ratio(segment_means(logprobs_RT - old_logprobs_RT, rows)), rows.advantages, algorithm)
 
 
 def cispo_loss(logprobs_RT, old_logprobs_RT, rows: PackedBatch, algorithm: ConfigDict):
@@ -102,14 +101,45 @@ def segment_sums(values_RT: jax.Array, segment_ids_RT: jax.Array) -> jax.Array:
     return sums_N[numbers_RT]
 
 
+def segment_means(values_RT: jax.Array, rows: PackedBatch) -> jax.Array:
+    """At each place the mean of `values_RT` over the trained tokens of its sequence; float32 [R, T]."""
+    tokens_RT = jnp.maximum(segment_sums(rows.mask, rows.segment_ids), 1)
+    return segment_sums(values_RT * rows.mask, rows.segment_ids) / tokens_RT
+
+
+def drifted(logprobs_RT: jax.Array, rows: PackedBatch, bound: float) -> jax.Array:
+    """Tokens of sequences whose mean |log p - log p_sampler| is over `bound`, bool [R, T].
+
+    A ratio that is the same for long and short sequences, as GSPO's (2507.18071); verl's rollout correction rejects
+    sequences by it (documentation, "rollout_rs", of the log-ratio's mean). It finds what is stale as well as what
+    sampler and trainer see differently.
+    """
+    return segment_means(jnp.abs(logprobs_RT - rows.behaviour_logprobs), rows) > bound
+
+
+def drifted_negative(logprobs_RT: jax.Array, rows: PackedBatch, bound: float) -> jax.Array:
+    """Tokens of sequences of negative advantage whose mean log(p_sampler / p) is over `bound`, bool [R, T].
+
+    Off-policy sequence masking: from what the policy would not say any more it can learn little by saying it less
+    (DeepSeek-V3.2, 2512.02556, equation 9).
+    """
+    return (rows.advantages < 0) & (segment_means(rows.behaviour_logprobs - logprobs_RT, rows) > bound)
+
+
+# By the config key that has the bound; the share of the trained tokens that each leaves out is a metric of that name.
+SEQUENCE_MASKS: dict[str, Callable] = {"mask_drifted": drifted, "mask_drifted_negative": drifted_negative}
+
+
 def batch_loss(
-    logprobs_RT: jax.Array, entropy_RT: jax.Array, rows: PackedBatch, config: ConfigDict
+    logprobs_RT: jax.Array, entropy_RT: jax.Array, rows: PackedBatch, config: ConfigDict, entropy_weight: jax.Array
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
     """The loss of a batch, summed over its trained tokens, and its totals: (sums, extremes), dicts of scalars.
 
     logprobs, entropy: float32 [R, T], of the current policy. The ratio's denominator is the recorded log-prob where
-    `takes_recorded` or the sequence is off-policy, else the old one of the trainer. Sums over several batches are
-    added, extremes are maximised; `divisor` says what to divide the summed loss by.
+    `takes_recorded` or the sequence is off-policy, else the old one of the trainer. entropy_weight: of the bonus for
+    each token's entropy, where the config has one. Sequences that are masked lose their part in the policy loss, not
+    in what it is divided by. Sums over several batches are added, extremes are maximised; `divisor` says what to
+    divide the summed loss by.
     """
     algorithm, trained = config.algorithm, rows.mask > 0
     current = jax.lax.stop_gradient(logprobs_RT)
@@ -120,6 +150,13 @@ def batch_loss(
     if cap := importance_cap(config):
         weights *= jnp.minimum(jnp.exp(old - rows.behaviour_logprobs), cap)
     sums, extremes = {}, {}
+    for name, mask in SEQUENCE_MASKS.items():
+        if bound := algorithm[name]:
+            out = mask(current, rows, bound)
+            loss = jnp.where(out, 0, loss)
+            sums[name] = jnp.sum(rows.mask * out)
+    if has_entropy_bonus(algorithm):
+        loss -= entropy_weight * entropy_RT
     if algorithm.kl:
         loss += algorithm.kl * k3(rows.reference_logprobs - logprobs_RT)
         sums["kl_reference"] = jnp.sum(rows.mask * k3(rows.reference_logprobs - current))
@@ -145,6 +182,59 @@ def batch_loss(
             "sampler_trainer_ratio_max": jnp.exp(jnp.max(jnp.abs(gap))),
         }
     return total, (sums, extremes)
+
+
+def has_entropy_bonus(algorithm: ConfigDict) -> bool:
+    """Whether the loss has a term of the entropy, whose gradient is computed only then."""
+    return algorithm.entropy > 0 or algorithm.entropy_target > 0
+
+
+def entropy_weight(coefficient: float | None, entropy: float | None, algorithm: ConfigDict) -> float:
+    """What a step weighs its tokens' entropy with: `algorithm.entropy`, or with a target the controlled coefficient.
+
+    That is used only where the entropy of the update before was not above the target (Skywork-OR1, 2505.22312).
+    coefficient, entropy: of `next_entropy_coefficient` and of that update, in nats a token; None before the first.
+    """
+    if not algorithm.entropy_target or coefficient is None:
+        return algorithm.entropy
+    return coefficient if entropy <= algorithm.entropy_target else 0.0
+
+
+def next_entropy_coefficient(coefficient: float | None, entropy: float, algorithm: ConfigDict) -> float:
+    """The coefficient after an update of that entropy: a step up below the target, a step down above, never below 0.
+
+    Adaptive entropy control of Skywork-OR1 (2505.22312), which starts from `algorithm.entropy`.
+    """
+    coefficient = algorithm.entropy if coefficient is None else coefficient
+    change = np.sign(algorithm.entropy_target - entropy) * algorithm.entropy_step
+    return max(float(coefficient + change), 0.0)
+
+
+def covariance_clip(
+    sequences: Sequence[packing.Sequence], algorithm: ConfigDict, seed: int
+) -> tuple[list[packing.Sequence], float]:
+    """Clip-Cov (2505.22617): some of the tokens that lower the entropy most lose their policy gradient.
+
+    A token's covariance is (log p - mean log p) (A - mean A), means over all trained tokens of the batch, and p the
+    policy that sampled it. Of the tokens between the two `covariance_bounds` the share `covariance_clip` of the
+    batch's tokens, and at least one, is drawn; these count as tokens with an advantage of 0. Returns the sequences,
+    and the share of the trained tokens that was drawn. Neither depends on how sequences are packed.
+    """
+    trained = [sequence.mask > 0 for sequence in sequences]
+    logprobs_N = np.concatenate([s.behaviour_logprobs[t] for s, t in zip(sequences, trained, strict=True)])
+    advantages_N = np.repeat([s.advantage for s in sequences], [t.sum() for t in trained])
+    covariances_N = (logprobs_N - logprobs_N.mean(dtype=float)) * (advantages_N - advantages_N.mean())
+    low, high = algorithm.covariance_bounds
+    between = np.flatnonzero((covariances_N > low) & (covariances_N < high))
+    count = min(max(int(algorithm.covariance_clip * len(covariances_N)), 1), len(between))
+    drawn_N = np.zeros(len(covariances_N), bool)
+    drawn_N[np.random.default_rng(seed).choice(between, count, replace=False)] = True
+    parts = np.split(drawn_N, np.cumsum([t.sum() for t in trained])[:-1])
+    clipped = [np.zeros(len(t), bool) for t in trained]
+    for places, t, part in zip(clipped, trained, parts, strict=True):
+        places[t] = part
+    sequences = [replace(s, clipped=places) for s, places in zip(sequences, clipped, strict=True)]
+    return sequences, count / len(covariances_N)
 
 
 def merge_totals(a: tuple[dict, dict], b: tuple[dict, dict]) -> tuple[dict, dict]:

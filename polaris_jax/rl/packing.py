@@ -20,7 +20,8 @@ class Sequence:
     tokens: int32 [n], n >= 2. mask: float32 [n], 1 where the token is trained on; the first token cannot be.
     advantage: of the whole sequence. behaviour_logprobs: float32 [n], nats, the sampler's log-prob of each token (0
     where it sampled none). off_policy: the ratio is taken to the recorded `behaviour_logprobs` even where the rest of
-    the batch is on-policy, as for a response from an earlier visit.
+    the batch is on-policy, as for a response from an earlier visit. clipped: bool [n], tokens whose advantage counts
+    as 0; None: none of them.
     """
 
     tokens: np.ndarray
@@ -28,6 +29,7 @@ class Sequence:
     advantage: float = 1.0
     behaviour_logprobs: np.ndarray | None = None
     off_policy: bool = False
+    clipped: np.ndarray | None = None
 
 
 def from_rollouts(
@@ -152,6 +154,8 @@ def _batch(bins: Seq[Seq[Sequence]], rows: int, length: int) -> PackedBatch:
             off_policy[row, places] = sequence.off_policy
             mask[row, places] = sequence.mask[1:]
             advantages[row, places] = sequence.advantage * sequence.mask[1:]
+            if sequence.clipped is not None:
+                advantages[row, places][sequence.clipped[1:]] = 0
             if sequence.behaviour_logprobs is not None:
                 behaviour_logprobs[row, places] = sequence.behaviour_logprobs[1:]
             start = places.stop

@@ -54,7 +54,7 @@ def reuse_pools(pools: list[Pages], pages: int) -> list[Pages]:
 
 
 def shares(model: ModelConfig, mesh: Mesh, weights: str) -> bool:
-    """Whether the sampler reads the trainer's parameters where they lie: on a single device, in the trainer's dtype.
+    """Whether the sampler reads the trainer's layers where they lie: on a single device, in the trainer's dtype.
 
     A second copy of a large model would take more than it gains; models that the trainer unrolls are small.
     """
@@ -73,12 +73,6 @@ def shared_layers(params: Any) -> Any:
         for i in range(len(stacks[0]))
     )
     return params | {"layers": [jax.tree.unflatten(structure, layer) for layer in layers]}
-
-
-def unembed(hidden: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
-    """`transformer.unembed`; the larger matrix is the left operand, so that it is read along its rows."""
-    scores = jnp.matmul(unembedding_VD.astype(hidden.dtype), hidden.mT, preferred_element_type=jnp.float32)
-    return scores.mT
 
 
 @partial(jax.jit, donate_argnums=0, keep_unused=True)

@@ -80,7 +80,8 @@ class RolloutEngine:
                 f"{prompt}{key}={c.max_response_tokens} take {longest} pages of {self._page_bytes() / 2**20:.3f} MiB, "
                 f"rollout.cache_gib={c.cache_gib} has {pages - 1}: raise it, or lower {key}"
             )
-        weights = weight_bytes(self.model, c.weights) / self.mesh.shape["tensor"]
+        shared = held_bytes > 0 and self._platform.shares(self.model, self.mesh, c.weights)  # with the trainer
+        weights = 0.0 if shared else weight_bytes(self.model, c.weights) / self.mesh.shape["tensor"]
         need, have = weights + pages * self._page_bytes(), self._platform.memory(self.mesh.local_devices[0])
         if need + held_bytes > have:
             held = f" beside {held_bytes / 2**30:.2f} GiB of the trainer's state" if held_bytes else ""

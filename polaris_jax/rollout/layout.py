@@ -21,11 +21,16 @@ def lay_out(model: ModelConfig, params: Any, *, join: bool, transpose: bool) -> 
     join: with the kernels that share an input side by side in `joined`, one product each; not where they are sharded.
     transpose: with the unembedding also as `scorer_DV`.
     """
-    extra = {"scorer_DV": unembedding(params, model).T} if transpose else {}
+    extra = transposed(model, params) if transpose else {}
     layers = unstack(params["layers"])
     if join:
         layers = [_join(layer, lambda *x: jnp.concatenate(x, axis=-1)) for layer in layers]
     return params | {"layers": layers} | extra
+
+
+def transposed(model: ModelConfig, params: Any) -> dict[str, jax.Array]:
+    """The unembedding with the vocabulary along its last axis, as products with few rows read it fastest on a CPU."""
+    return {"scorer_DV": unembedding(params, model).T}
 
 
 def laid_shardings(model: ModelConfig, shardings: Any, *, join: bool, transpose: bool) -> Any:
@@ -50,11 +55,8 @@ def _join(layer: dict, join: Callable) -> dict:
     return layer | joined
 
 
-def logits(model: ModelConfig, params: Any, hidden: jax.Array, unembed: Callable = unembed) -> jax.Array:
-    """Float32 [..., V] of hidden states [..., D], from the parameters of `lay_out`.
-
-    unembed: as in `models/transformer.py`, for parameters without a transposed unembedding.
-    """
+def logits(model: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
+    """Float32 [..., V] of hidden states [..., D], from the parameters of `lay_out`."""
     if "scorer_DV" in params:
         return jnp.matmul(hidden, params["scorer_DV"], preferred_element_type=jnp.float32)
     return unembed(hidden, unembedding(params, model))

@@ -11,7 +11,6 @@ import jax
 from jax.sharding import Mesh
 
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import unembed
 from polaris_jax.ops.paged_attention import Cache, Pages, paged_attention
 from polaris_jax.rollout import cpu, new_tokens
 
@@ -50,7 +49,7 @@ class Platform(NamedTuple):
     one. read_pages, slot_buckets, memory: as the functions above. keep_pools(pools): what stays allocated between two
     calls. reuse_pools(kept, pages): those of it that the next call, of that many pages, begins with, emptied.
     shares(model, mesh, weights): whether the sampler reads the trainer's parameters where they lie, as `shared_layers`
-    of them. unembed: as in `models/transformer.py`, for these.
+    of them, beside a transposed unembedding.
     """
 
     kernels: str
@@ -64,7 +63,6 @@ class Platform(NamedTuple):
     reuse_pools: Callable[[list[Pages], int], list[Pages]] = lambda kept, pages: []
     shares: Callable[[ModelConfig, Mesh, str], bool] = lambda model, mesh, weights: False
     shared_layers: Callable[[Any], Any] | None = None
-    unembed: Callable = unembed
 
 
 PLATFORMS = {
@@ -73,6 +71,6 @@ PLATFORMS = {
     "cpu": Platform(
         "cpu", True, cpu.NEW_ORDER, False, cpu.gather_first, cpu.slot_buckets, cpu.memory,
         keep_pools=list, reuse_pools=cpu.reuse_pools,
-        shares=cpu.shares, shared_layers=cpu.shared_layers, unembed=cpu.unembed,
+        shares=cpu.shares, shared_layers=cpu.shared_layers,
     ),
 }  # fmt: skip

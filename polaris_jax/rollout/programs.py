@@ -128,7 +128,7 @@ def decode(
 
         transformer, positions_S1 = Transformer(model, attend), (slots.cached + step)[:, None]
         hidden_S1D, new = apply_model(transformer, params, tokens_S[:, None], positions_S1, new)
-        return only_known(logits(model, params, hidden_S1D[:, 0], platform.unembed), model.known_tokens), new
+        return only_known(logits(model, params, hidden_S1D[:, 0]), model.known_tokens), new
 
     # One step of the loop: draw, record, and count for the slots that still run. The others go on, unheard.
     def draw(logits_SV, gumbel_Sg, positions_S):

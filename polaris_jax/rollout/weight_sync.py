@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.compilations import Compilations
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.rollout.layout import laid_shardings, lay_out
+from polaris_jax.rollout.layout import laid_shardings, lay_out, transposed
 from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.quantise import map_kernels, quantise, scale_sharding
 from polaris_jax.sharding.mesh import AXES
@@ -40,7 +40,8 @@ def replica_meshes(mesh: Mesh) -> list[Mesh]:
 class WeightSync:
     """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each replica.
 
-    They lie as `layout.lay_out` says, or are the trainer's own memory where the platform's `shares` says so. weights:
+    They lie as `layout.lay_out` says, or, but for the transposed unembedding, in the trainer's own memory where the
+    platform's `shares` says so. weights:
     "", or what the projection kernels are quantised to, a name of `quantise.CODES`. compilations: counts the program.
     cast: the jitted program behind it. replica_shardings: of its results, for each replica.
     """
@@ -67,6 +68,7 @@ class WeightSync:
                 params = jax.tree.map(lambda x: x.astype(model.dtype), params)
             return lay_out(model, params, **options)
 
+        self._transposed = jax.jit(partial(transposed, model))
         self._shared = self._platform.shares(model, mesh, weights)
         self._replicas, self._whole = replicas, param_shardings(model, mesh)
         self.replica_shardings = [shardings(replica) for replica in replicas]
@@ -76,7 +78,7 @@ class WeightSync:
     def __call__(self, params: Any) -> list[Any]:
         params = jax.device_put(params, self._whole)  # from other devices, where training has its own
         if self._shared:
-            return [self._platform.shared_layers(params)]
+            return [self._platform.shared_layers(params) | self._transposed(params)]
         spread = self.cast(params)
         return [
             jax.tree.map(partial(_on_replica, devices=set(replica.devices.flat)), spread, shardings)

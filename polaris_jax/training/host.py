@@ -22,6 +22,8 @@ class HostState:
     stage_start: the step that it began after. temperature: of its rollouts. diversity: of the responses at the start
     of training, which a search for a temperature restores; None where no stage searches. device_seconds: spent so far,
     summed over devices. next_batch: the next step's batch, where it was sampled beside the update of this one.
+    entropy_coefficient, entropy: what holds the entropy at a target, and what it was in the newest update, in nats a
+    token; None before the first update of a stage with a target.
     """
 
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -31,6 +33,8 @@ class HostState:
     diversity: float | None = None
     device_seconds: float = 0.0
     next_batch: SampledBatch | None = None
+    entropy_coefficient: float | None = None
+    entropy: float | None = None
 
 
 def to_saved(host: HostState) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 
 def _wait_for_memory(present: Any, before: Any) -> None:
@@ -27,6 +29,22 @@ def _queue_one(present: Any, before: Any) -> None:
     jax.block_until_ready(before)
 
 
+def has_own_memory(mesh: Mesh) -> bool:
+    """Whether the devices' memory is another than the host's."""
+    return mesh.devices.flat[0].platform != "cpu"
+
+
 AFTER_BATCH: dict[str, Callable[[Any, Any], None]] = {
     "cpu": _wait_for_memory, "gpu": _queue_one, "tpu": _queue_one,
 }  # fmt: skip
+
+
+_PIECE = {"cpu": 2**24}  # bytes; a CPU holds many temporaries, and is faster where its caches do, too
+
+
+def apply_piece(mesh: Mesh | AbstractMesh, platform: str) -> float:
+    """Bytes of a parameter that the optimizer updates at once; those of larger ones are updated in pieces.
+
+    On several devices none are: their first axis may be split.
+    """
+    return _PIECE.get(platform, math.inf) if mesh.size == 1 else math.inf

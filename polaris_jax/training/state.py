@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.optim import offload
 from polaris_jax.optim.optimizer import OptState, init_opt_state, make_optimizer, opt_state_shardings
 from polaris_jax.sharding.rules import param_shapes, param_shardings, replicated, sharded_params
+from polaris_jax.training.platform import has_own_memory
 
 
 class TrainState(NamedTuple):
@@ -36,10 +38,16 @@ def stage_optimizer(config: ConfigDict, total_updates: int | None = None) -> opt
 
 
 def state_shardings(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> TrainState:
-    """A `NamedSharding` for every array of the state: moments lie where their parameters lie."""
+    """A `NamedSharding` for every array of the state: moments lie beside their parameters, or on the host."""
     params, shapes = param_shardings(model, mesh), nn.unbox(param_shapes(model))
-    opt_state = opt_state_shardings(stage_optimizer(config), shapes, params, mesh)
+    on_host = config.optimizer.offload
+    opt_state = opt_state_shardings(stage_optimizer(config), shapes, params, mesh, on_host=on_host)
     return TrainState(replicated(mesh), params, opt_state)
+
+
+def moved_moments(model: ModelConfig, config: ConfigDict, optimizer: optax.GradientTransformation) -> Any:
+    """Which arrays of the optimizer's state lie on the host, of `offload.moved_arrays`; None: the config moves none."""
+    return offload.moved_arrays(optimizer, nn.unbox(param_shapes(model))) if config.optimizer.offload else None
 
 
 def init_state(model: ModelConfig, config: ConfigDict, mesh: Mesh, params: Any = None) -> TrainState:
@@ -52,12 +60,22 @@ def init_state(model: ModelConfig, config: ConfigDict, mesh: Mesh, params: Any =
     shardings = state_shardings(model, config, mesh)
     params = jax.device_put(params, shardings.params)
     optimizer = stage_optimizer(config)
-    start = jax.jit(lambda params: init_opt_state(optimizer, params, model.dtype), out_shardings=shardings.opt_state)
+    moved = moved_moments(model, config, optimizer)
+
+    def start(params: Any) -> OptState:
+        opt_state = init_opt_state(optimizer, params, model.dtype)
+        return opt_state._replace(inner=offload.returned(opt_state.inner, moved))
+
+    start = jax.jit(start, out_shardings=shardings.opt_state)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
     return TrainState(step, params, start(params))
 
 
 def state_bytes(state: TrainState, shardings: TrainState) -> int:
-    """Bytes of a state on each device, laid out so. shardings: of `state_shardings`."""
-    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, shardings)
-    return sum(jax.tree.leaves(sizes))
+    """Bytes of a state in each device's memory, laid out so. shardings: of `state_shardings`."""
+
+    def size(x: jax.Array, sharding: NamedSharding) -> int:
+        elsewhere = sharding.memory_kind == offload.HOST and has_own_memory(sharding.mesh)
+        return 0 if elsewhere else math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, state, shardings)))

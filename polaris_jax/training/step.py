@@ -5,6 +5,7 @@ problems -> rollouts -> verdicts -> groups -> exploration -> advantages -> packe
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from polaris_jax.rewards.functions import weights
 from polaris_jax.rewards.total import reward_parts, weighted_sum
 from polaris_jax.rl.advantages import advantages
 from polaris_jax.rl.exploration import explore, remember
+from polaris_jax.rl.losses import covariance_clip, entropy_weight, has_entropy_bonus, next_entropy_coefficient
 from polaris_jax.rl.packing import from_rollouts, pack
 from polaris_jax.rollout import Sampling
 from polaris_jax.sampler import Sampler, sample
@@ -91,6 +93,10 @@ def train_step(
     truncated = not config.algorithm.mask_truncated
     sequences = from_rollouts(explored.groups, advantages_NG, explored.off_policy, truncated=truncated)
     masked, too_few = advantages_NG.size - len(sequences), len(sequences) < config.updates.minibatches
+    stability = {}
+    if config.algorithm.covariance_clip and sequences:
+        sequences, share = covariance_clip(sequences, config.algorithm, step_seed(config.seed, step))
+        stability["covariance_clipped"] = share
     batches, packing = pack(sequences, config.updates, groups=row_groups(mesh), alone=alone)
 
     # Keep a few groups for the run's report, with what the trainer says of each token before it learns from them.
@@ -98,6 +104,11 @@ def train_step(
         shown = batch.groups[:logged], batch.reasons[:logged]
         looked = group_log.look(stage.logprobs, state.params, *shown, config, stage.sampling.temperature, mesh)
         group_log.keep(stage.workdir, step + 1, looked)
+
+    # The bonus for entropy: fixed, or what holds the entropy at a target.
+    entropy = entropy_weight(host.entropy_coefficient, host.entropy, config.algorithm)
+    if has_entropy_bonus(config.algorithm):
+        stability["entropy_coefficient"] = entropy
 
     # Update, and beside it sample the next batch where sampling has devices of its own: with the parameters of before,
     # copied there first, since the update donates them.
@@ -111,9 +122,13 @@ def train_step(
             state, update_metrics = without_update(state)
         else:
             heartbeat("update")
-            state, update_metrics = stage.update(state, batches, stage.sampling.temperature)
+            state, update_metrics = stage.update(state, batches, stage.sampling.temperature, entropy)
     if update_metrics["skipped"] and stage.workdir and is_writer():
         not_finite.keep(stage.workdir, step, batches, stage.sampling.temperature, config)
+    measured = update_metrics.get("entropy", math.nan)
+    if config.algorithm.entropy_target and math.isfinite(measured):
+        coefficient = next_entropy_coefficient(host.entropy_coefficient, measured, config.algorithm)
+        host = replace(host, entropy_coefficient=coefficient, entropy=measured)
 
     # What the step tells the curriculum: pass rates, and a right response of each problem for later rescues.
     curriculum = visited(curriculum, batch.groups)
@@ -125,7 +140,7 @@ def train_step(
     # Metrics.
     ended, tokens = time.perf_counter(), sum(len(r.tokens) for group in batch.groups for r in group.rollouts)
     metrics = group_metrics(batch.groups, batch.texts, stage.sampling.max_response_tokens) | batch.metrics
-    metrics |= {f"update/{name}": value for name, value in (packing | update_metrics).items()}
+    metrics |= {f"update/{name}": value for name, value in (packing | update_metrics | stability).items()}
     metrics |= {"groups/rescued": explored.rescued, "groups/substituted": explored.substituted}
     metrics |= {"curriculum/dropped": len(curriculum.dropped), "curriculum/solutions": len(curriculum.solutions)}
     metrics |= {"curriculum/problems": len(choice), "update/too_few_mixed": float(too_few_mixed)}

@@ -12,24 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from polaris_jax.compilations import Compilations
 from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.flops import update_flops
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import Transformer, unembedding
+from polaris_jax.models.transformer import Transformer, unembedding, unrolled
 from polaris_jax.ops.attention import alone_in_rows, sharded_attention
+from polaris_jax.ops.gradient_sums import begin, use
 from polaris_jax.ops.matmul import matmul_peak
 from polaris_jax.ops.token_logprobs import token_logprobs
+from polaris_jax.optim import offload
 from polaris_jax.optim.optimizer import apply_gradients
 from polaris_jax.rl.losses import batch_loss, divisor, merge_totals
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.supervision import heartbeat
-from polaris_jax.training.platform import AFTER_BATCH
-from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
+from polaris_jax.training.platform import AFTER_BATCH, apply_piece
+from polaris_jax.training.state import TrainState, moved_moments, stage_optimizer, state_shardings
 from polaris_jax.types import PackedBatch
 
 Metrics = dict[str, float]
@@ -39,15 +41,16 @@ Update = Callable[..., tuple[TrainState, Metrics]]
 def make_update(
     model: ModelConfig, config: ConfigDict, mesh: Mesh, reference: Any = None, total_updates: int | None = None
 ) -> Update:
-    """Builds `update(state, batches, temperature) -> (state, metrics)`; compiles nothing before its first call.
+    """Builds `update(state, batches, temperature, entropy=None) -> (state, metrics)`; compiles nothing before a call.
 
     The loss is `config.algorithm.loss` ("sft" for supervised fine-tuning). Losses and counts are summed over all rows
     of all batches, and each batch's is divided by the count of all before its backward pass, so that the gradient does
     not depend on how sequences were packed or grouped, nor float16's loss scale on how many tokens there are.
 
     update: state is donated. batches: from `packing.pack`, on the host, the same on every process. temperature: of the
-    distribution that the responses were sampled from; 1 for SFT. metrics: floats on the host; means over trained
-    tokens where the name does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
+    distribution that the responses were sampled from; 1 for SFT. entropy: coefficient of its bonus, where the config
+    has one; None: `config.algorithm.entropy`. metrics: floats on the host; means over trained tokens where the name
+    does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
     finite changes only the counts in `state.opt_state`; see `check_finite`. One whose gradient overflows in float16 is
     repeated with half the loss scale; "overflows" counts that. reference: parameters that `config.algorithm.kl` pulls
     towards. total_updates: as in `stage_optimizer`.
@@ -68,17 +71,22 @@ def make_update(
             after_batch(found[-1], found[-2:-1])
         return found
 
-    def optimize(state: TrainState, rows: Sequence[PackedBatch], temperature: Any, count: Any, usable: Any):
+    def optimize(
+        state: TrainState, rows: Sequence[PackedBatch], temperature: Any, entropy: Any, count: Any, usable: Any
+    ):
         for overflows in itertools.count():
-            grads, totals = gradient(state.params, rows, temperature, state.opt_state.loss_scale, count)
+            grads, totals = gradient(state.params, rows, temperature, state.opt_state.loss_scale, count, entropy)
             state, metrics = apply(state, grads, totals, count, usable)
             overflow = metrics.pop("overflow")
             # Only float16 overflows: with other dtypes the host does not wait here to learn of it.
             if model.dtype != "float16" or not overflow:
                 return state, metrics | {"overflows": overflows}
 
-    def update(state: TrainState, batches: Sequence[PackedBatch], temperature: float) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, batches: Sequence[PackedBatch], temperature: float, entropy: float | None = None
+    ) -> tuple[TrainState, Metrics]:
         start, temperature, compiled = time.perf_counter(), np.float32(temperature), compilations.count
+        entropy = np.float32(config.algorithm.entropy if entropy is None else entropy)
         if alone and any(batch.segment_ids.max() > 1 for batch in batches):
             raise ValueError("this mesh's attention kernel needs `pack(..., alone=True)`: a row has several")
 
@@ -102,7 +110,7 @@ def make_update(
                 if not part:
                     raise ValueError("a batch, or a mini-batch of it, has no token to train on")
                 chosen, count = [rows[i] for i in part], divisor([batches[i] for i in part], config)
-                state, metrics = optimize(state, chosen, temperature, count, usable)
+                state, metrics = optimize(state, chosen, temperature, entropy, count, usable)
                 history.append(metrics)
         state = state._replace(step=state.step + 1)
         metrics = _combine(jax.device_get(history))
@@ -122,34 +130,61 @@ def make_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
 
     To be jitted or differentiated.
     """
-    transformer = Transformer(model, sharded_attention(mesh))
+    summed = make_summed_logprobs(model, mesh)
+    return lambda params, rows, temperature: summed(params, rows, temperature, {})[0]
 
-    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array):
+
+def make_summed_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
+    """`logprobs(params, rows, temperature, sums) -> ((logprobs, entropy), sums)`, with gradients added to sums.
+
+    sums: as ops/gradient_sums.py has them, for all of params or for none.
+    """
+    transformer = Transformer(model, sharded_attention(mesh))
+    one_by_one = ("embedding", "layers") if adds_in_place(model, mesh) else ()
+
+    def logprobs(params: Any, rows: PackedBatch, temperature: jax.Array, sums: Any):
+        inner = {name: sums[name] for name in one_by_one if name in sums}
+        others = {name: sums[name] for name in sums if name not in inner}
+        used, others = use({name: params[name] for name in others}, others)
+        params = params | used
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
-            hidden, _ = transformer.apply({"params": params}, rows.tokens, rows.positions, rows.segment_ids)
+            (hidden, _), changed = transformer.apply(
+                {"params": params, "sums": inner}, rows.tokens, rows.positions, rows.segment_ids, mutable="sums"
+            )
+        inner, kernel = dict(changed.get("sums", {})), unembedding(params, model)
+        if inner and model.tie_word_embeddings:
+            kernel, inner["embedding"] = use(kernel, inner["embedding"])
         settings = dict(mask_BT=rows.mask, known=model.known_tokens, mesh=mesh)
-        return token_logprobs(hidden, unembedding(params, model), rows.targets, temperature, **settings)
+        return token_logprobs(hidden, kernel, rows.targets, temperature, **settings), others | inner
 
     return logprobs
+
+
+def adds_in_place(model: ModelConfig, mesh: Mesh | AbstractMesh) -> bool:
+    """Whether the gradients of each layer and of the embedding are added one by one, as the backward pass has them.
+
+    Else they are put together first and added at once: over several devices, and where the layers run in no loop.
+    """
+    return mesh.size == 1 and not unrolled(model)
 
 
 def make_accumulate(
     model: ModelConfig, config: ConfigDict, mesh: Mesh, compilations: Compilations | None = None
 ) -> Callable:
-    """The jitted `accumulate(grads, params, rows, temperature, loss_scale, count) -> (grads, totals)`.
+    """The jitted `accumulate(grads, params, rows, temperature, loss_scale, count, entropy) -> (grads, totals)`.
 
     Adds the gradient of one more `PackedBatch` to grads, which are donated; totals are those of that batch alone.
     Arguments and results are those of `make_gradient`. compilations: counts those of this one.
     """
-    logprobs_of = make_logprobs(model, mesh)
+    logprobs_of = make_summed_logprobs(model, mesh)
 
-    def accumulate(grads, params, rows, temperature, loss_scale, count):
-        def loss(params):
-            total, totals = batch_loss(*logprobs_of(params, rows, temperature), rows, config)
-            return total * (loss_scale / count), totals
+    def accumulate(grads, params, rows, temperature, loss_scale, count, entropy):
+        def loss(sums):
+            found, sums = logprobs_of(params, rows, temperature, sums)
+            total, totals = batch_loss(*found, rows, config, entropy)
+            return begin(total * (loss_scale / count), sums), totals
 
-        new, totals = jax.grad(loss, has_aux=True)(params)
-        return jax.tree.map(jnp.add, grads, new), totals
+        return jax.grad(loss, has_aux=True)(grads)
 
     shardings = param_shardings(model, mesh), replicated(mesh)
     accumulate = (compilations or Compilations()).of(accumulate)
@@ -159,22 +194,23 @@ def make_accumulate(
 def make_gradient(
     model: ModelConfig, config: ConfigDict, mesh: Mesh, compilations: Compilations | None = None
 ) -> Callable:
-    """Builds `gradient(params, rows, temperature, loss_scale, count) -> (grads, totals)`.
+    """Builds `gradient(params, rows, temperature, loss_scale, count, entropy=0) -> (grads, totals)`.
 
     rows: list of `PackedBatch` on the mesh. loss_scale, count: the summed loss is multiplied by the one and divided by
-    the other, `divisor` of all rows, before the backward pass. grads: float32, sharded as the parameters, still
-    multiplied by loss_scale. totals: those of `batch_loss` over all rows, neither multiplied nor divided.
+    the other, `divisor` of all rows, before the backward pass. entropy: coefficient of its bonus. grads: float32,
+    sharded as the parameters, still multiplied by loss_scale. totals: those of `batch_loss` over all rows, neither
+    multiplied nor divided.
     """
     accumulate = make_accumulate(model, config, mesh, compilations)
     merge = jax.jit(merge_totals, out_shardings=replicated(mesh))
     zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
     after_batch = AFTER_BATCH[mesh.devices.flat[0].platform]
 
-    def gradient(params, rows, temperature, loss_scale, count):
+    def gradient(params, rows, temperature, loss_scale, count, entropy=0.0):
         grads, totals = zeros(params), None
         for number, batch in enumerate(rows, start=1):
             heartbeat("batches of the update", number, len(rows))
-            grads, new = accumulate(grads, params, batch, temperature, loss_scale, count)
+            grads, new = accumulate(grads, params, batch, temperature, loss_scale, count, entropy)
             before, totals = totals, new if totals is None else merge(totals, new)
             after_batch((grads, totals), before)
         return grads, totals
@@ -196,12 +232,14 @@ def make_apply(
     as in `stage_optimizer`.
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
+    piece, moved = apply_piece(mesh, mesh.devices.flat[0].platform), moved_moments(model, config, optimizer)
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], count: jax.Array, usable: jax.Array):
         sums, extremes = totals
         usable = usable & jnp.isfinite(sums["loss"])
-        grads = jax.tree.map(lambda g: g / state.opt_state.loss_scale, grads)
-        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, state.opt_state, usable)
+        opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
+        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, opt_state, usable, piece)
+        opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
         metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}

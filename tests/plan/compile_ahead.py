@@ -1,15 +1,17 @@
 """Run by test_ahead.py, where the compilers are importable: compiles for devices that are not there, prints JSON.
 
-compile_ahead.py functions TOPOLOGY     the tiny model's device functions, of four devices
+compile_ahead.py functions TOPOLOGY DTYPE   the tiny model's device functions, of four devices or of one
 compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
 compile_ahead.py one_device TOPOLOGY   4B's device functions with int8 moments and rows of 16K, of one device
+compile_ahead.py offload TOPOLOGY      4B's update, rows of 16K, with moments and activations on the host and without
 compile_ahead.py reductions TOPOLOGY   dtypes in which a small bfloat16 model's gradients are reduced over four devices
 compile_ahead.py stages TOPOLOGY GIB N  4B's device functions in each stage, with so large a page pool and at most N
                                         parts of a row
 compile_ahead.py decode TOPOLOGY LAYERS SLOTS CONTEXT   a decoding step of a model as wide as 4B: the bytes that it
                                         moves, and those of weights, cache and logits; copies of a layer's weights
 
-Else, for each function: how often it calls which kernels, and the bytes of its arguments and temporaries on one device.
+Else, for each function: how often it calls which kernels, and the bytes of its arguments and temporaries on one device
+and in its host's memory.
 """
 
 import json
@@ -47,14 +49,17 @@ def sizes(compiled):
     """Its calls of kernels, and the bytes of its arguments and temporaries on one device."""
     text, memory = compiled.as_text(), compiled.memory_analysis()
     calls = Counter({kernel: text.count(f'custom_call_target="{kernel}') for kernel in KERNELS})
-    return {"calls": +calls, "arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes}
+    host = {"arguments": memory.host_argument_size_in_bytes, "temporary": memory.host_temp_size_in_bytes}
+    found = {"arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes}
+    return {"calls": +calls, **found, "host": host}
 
 
-def functions(topology):
-    """Each device function of the tiny model. Eight slots, so that it compiles fast; cuDNN has no float32."""
-    config = configs.load(CONFIGS / "tiny.py", {"model.dtype": "bfloat16", "rollout.slots": 8, "updates.rows": 4})
-    mesh = make_mesh({"fsdp": 2, "tensor": 2}, topology_devices(topology)[:4])
-    return lower_all(PRESETS["tiny"].replace(dtype="bfloat16"), config, mesh)
+def functions(topology, dtype):
+    """Each device function of the tiny model. Eight slots, so that it compiles fast."""
+    config = configs.load(CONFIGS / "tiny.py", {"model.dtype": dtype, "rollout.slots": 8, "updates.rows": 4})
+    devices = topology_devices(topology)[:4]
+    mesh = make_mesh({"fsdp": 2, "tensor": 2} if len(devices) == 4 else {}, devices)
+    return lower_all(PRESETS["tiny"].replace(dtype=dtype), config, mesh)
 
 
 def kernels(topology):
@@ -87,6 +92,19 @@ def one_device(topology):
     config = configs.load(CONFIGS / "polaris_4b.py", keys)
     model = PRESETS["qwen3-4b"].replace(dtype=config.model.dtype, remat="full")
     return lower_all(model, config, make_mesh(config.mesh, topology_devices(topology)))
+
+
+def offload(topology):
+    """Moments in float32; remat full, and the same with what it keeps on the host."""
+    lowered = {}
+    for away, remat in ((False, "full"), (True, "offload")):
+        keys = {"optimizer.offload": away, "updates.rows": 1, "updates.row_lengths": (16_384,), "model.remat": remat}
+        config = configs.load(CONFIGS / "polaris_4b.py", keys)
+        model = PRESETS["qwen3-4b"].replace(dtype=config.model.dtype, remat=remat)
+        mesh = make_mesh(config.mesh, topology_devices(topology))
+        with cudnn_of(mesh):
+            lowered |= {f"{remat}/{name}": x for name, x in lower_training(model, config, mesh).items()}
+    return lowered
 
 
 def reductions(topology):
@@ -147,6 +165,7 @@ def decode(topology, layers, slots, context):
 
 if __name__ == "__main__":
     plain = {"reductions": reductions, "decode": decode}
-    counted = {"functions": functions, "kernels": kernels, "one_device": one_device, "stages": stages}
+    counted = {"functions": functions, "kernels": kernels, "stages": stages}
+    counted |= {"one_device": one_device, "offload": offload}
     found = (plain | counted)[sys.argv[1]](*sys.argv[2:])
     print(json.dumps(found if sys.argv[1] in plain else measured(found)))

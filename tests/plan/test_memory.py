@@ -6,11 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import tiny
 from polaris_jax.models.presets import PRESETS
-from polaris_jax.plan.memory import MASTER, kept_bytes, parameter_bytes, phase_memory, plan_mesh
+from polaris_jax.plan.ahead import lower_training
+from polaris_jax.plan.memory import (
+    IN_FLIGHT,
+    MASTER,
+    PHASES,
+    host_memory,
+    kept_bytes,
+    parameter_bytes,
+    phase_memory,
+    plan_mesh,
+)
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.training import platform
 from tests.plan.compiled_memory import MODEL, config
 
 SCRIPT = Path(__file__).with_name("compiled_memory.py")
@@ -52,6 +65,20 @@ def test_a_reference_model_is_counted():
         assert sum(parts.values()) - sum(without[phase].values()) == parts["weights"] == parts["reference"]
 
 
+def test_what_is_offloaded_is_counted_on_the_host():
+    c, mesh = config(1024, 4), plan_mesh({"fsdp": 4}, 4)
+    beside, kept = phase_memory(MODEL.replace(remat="full"), c, mesh), 5 * 1024 * 256 * 4
+    assert host_memory(MODEL.replace(remat="full"), c, mesh) == {}
+    c.optimizer.offload = True
+    away, model = phase_memory(MODEL.replace(remat="offload"), c, mesh), MODEL.replace(remat="offload")
+    found = host_memory(model, c, mesh)
+    assert found == {"moments": beside["decode"]["moments"], "activations": kept}
+    for phase in PHASES:
+        freed = sum(beside[phase].values()) - sum(away[phase].values())
+        layers = kept * (5 - IN_FLIGHT) / 5 if phase == "gradients" else 0
+        assert freed == pytest.approx(found["moments"] + layers), phase
+
+
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
 def test_weights_in_8_bits_halve_the_projections_of_the_sampler(weights):
     model, c, mesh = PRESETS["qwen3-4b"].replace(dtype="bfloat16"), tiny.get_config(), plan_mesh({"tensor": 2}, 2)
@@ -84,6 +111,37 @@ def check_against_xla(mesh, remat, row):
     arguments = apply["weights"] + apply["moments"] + apply["gradients"]
     assert found["apply"]["arguments"] == pytest.approx(arguments, rel=1e-3)
     assert found["apply"]["peak"] == pytest.approx(sum(apply.values()), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+def test_xla_needs_what_the_model_says_on_one_cpu_device(moments, monkeypatch):
+    """Of a model whose layers run in a loop and whose large parameters are updated in pieces."""
+    monkeypatch.setitem(platform._PIECE, "cpu", 2**18)
+    model, mesh = MODEL.replace(remat="full"), make_mesh({}, jax.devices()[:1])
+    c = config(512, 1)
+    c.optimizer.moments = moments
+    memory = phase_memory(model, c, plan_mesh({}, 1), "cpu")
+    for phase, name in (("gradients", "accumulate/512"), ("apply", "apply")):
+        m = lower_training(model, c, mesh)[name].compile().memory_analysis()
+        peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+        beside = memory[phase]["cache"] + (memory[phase]["moments"] if phase == "gradients" else 0)
+        assert peak + beside == pytest.approx(sum(memory[phase].values()), rel=TOLERANCE), phase
+
+
+@pytest.mark.parametrize(
+    ("change", "platform", "own", "transposed"),
+    [
+        ({}, "cpu", 0, MASTER),
+        ({"dtype": "bfloat16"}, "cpu", 0.5, MASTER / 2),
+        ({"num_hidden_layers": 4}, "cpu", 1, MASTER),
+        ({}, "tpu", 1, 0),
+    ],
+)
+def test_a_sampler_that_reads_the_trainers_weights_has_only_the_unembedding(change, platform, own, transposed):
+    """own: of all weights, as a share of the trainer's. transposed: bytes of each number of another unembedding."""
+    model = MODEL.replace(**change)
+    parts = phase_memory(model, tiny.get_config(), plan_mesh({}, 1), platform)["decode"]
+    assert parts["sampler"] == own * parts["weights"] + transposed * model.vocab_size * model.hidden_size
 
 
 def test_xla_needs_what_the_model_says():

@@ -21,6 +21,17 @@ def test_durations_in_human_units(seconds, text):
     assert report.duration(seconds) == text
 
 
+def test_what_lies_on_the_host_is_told_with_its_seconds():
+    away = {"optimizer.offload": True, "model.remat": "offload"}
+    planned, plain = (plan(smaller_config(**keys), hardware.parse_topology("h100:1")) for keys in (away, {}))
+    (stage,), text = planned.stages, report.markdown(planned)
+    moments, activations = (stage.host[name] / 2**30 for name in ("moments", "activations"))
+    seconds = (2 * stage.host["moments"] + stage.work["gradients"].host) / 64e9
+    assert f"| on the host, GiB a device | moments {moments:.1f}, activations {activations:.1f} |" in text
+    assert f"| to the host and back, 64 GB/s one way | {seconds:,.1f} s |" in text
+    assert "host" not in report.markdown(plain)
+
+
 def test_bars_are_the_memory_and_times_are_at_the_speed_of_the_title():
     planned = plan(smaller_config(stages=STAGES), hardware.parse_topology("v5e:1"))
     figure = report.picture(planned)

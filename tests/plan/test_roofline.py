@@ -112,11 +112,12 @@ def test_the_update_computes_for_padding_too():
         (Work(flops=2e3), (2.0, "compute")),
         (Work(flops=2e3, bytes=300.0), (3.0, "memory")),
         (Work(bytes=100.0, sent={"fsdp": 20.0, "tensor": 10.0}), (20 / 1 + 10 / 10, "network")),
+        (Work(flops=1e3, bytes=100.0, host=40.0), (40 / 2, "host")),
         (Work(bytes=1.0, collectives=1e6), (0.01 + 1e6 * COLLECTIVE_S, "latency")),
     ],
 )
 def test_the_slowest_of_compute_memory_and_network_decides(work, expected):
-    hardware = Hardware({"float32": 1e3}, 1e9, 100.0, machine=4, link=10.0, network=1.0)
+    hardware = Hardware({"float32": 1e3}, 1e9, 100.0, machine=4, link=10.0, network=1.0, host=2.0)
     time, bound = seconds(work, hardware, plan_mesh({"fsdp": 2, "tensor": 4}, 8), "float32")
     assert (time, bound) == (pytest.approx(expected[0]), expected[1])
 

@@ -63,14 +63,18 @@ def sequences(groups):
     return from_rollouts(groups, np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32))
 
 
-def policy_gradient(params, sequences, config, *, temperature=0.8, model=MODEL, batches=None, loss_scale=1):
+def policy_gradient(
+    params, sequences, config, *, temperature=0.8, model=MODEL, batches=None, loss_scale=1, entropy=0.0
+):
     """Gradient and loss of the whole batch; on one device."""
     mesh = make_mesh({}, jax.devices()[:1])
     batches = batches or pack(sequences, config.updates)[0]
     rows = [put_rows(batch, mesh) for batch in batches]
     count = divisor(batches, config)
     gradient = make_gradient(model, config, mesh)
-    grads, (sums, _) = gradient(params, rows, np.float32(temperature), np.float32(loss_scale), count)
+    grads, (sums, _) = gradient(
+        params, rows, np.float32(temperature), np.float32(loss_scale), count, np.float32(entropy)
+    )
     return jax.tree.map(lambda g: np.asarray(g) / loss_scale, grads), float(sums["loss"] / count)
 
 

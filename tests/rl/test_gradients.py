@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polaris_jax.models.transformer import REMAT_POLICIES
+from polaris_jax.models.transformer import REMAT_POLICIES, Transformer, unembed
 from polaris_jax.rl.losses import QUANTISED_CAP, divisor, importance_cap
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import make_mesh
@@ -170,6 +171,43 @@ def test_the_kl_term_pulls_to_the_reference(model, params, sequences, config):
     assert 0.5 * (k3_sum(ahead) - k3_sum(behind)) / 2e-3 == pytest.approx(float(norm), rel=2e-2)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_entropy_bonus_has_the_gradient_of_whole_logits(rows, model, params, sequences, config):
+    """One sequence after the other, unpacked, with autodiff through the softmax of all logits."""
+    config.algorithm.entropy, config.updates.rows = 0.3, rows
+    nothing = [replace(s, advantage=0.0) for s in sequences]
+    found, loss = policy_gradient(params, nothing, config, entropy=0.3)
+    transformer = Transformer(model)
+
+    @jax.jit
+    def entropies(params, tokens):
+        positions = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = transformer.apply({"params": params}, tokens, positions, jnp.ones_like(tokens))
+        logp = jax.nn.log_softmax(unembed(hidden, params["embedding"])[0] / 0.8)
+        return -(jnp.exp(logp) * logp).sum(-1)
+
+    def bonus(params):
+        padded = [np.pad(s.tokens[:-1], (0, 64 - len(s.tokens) + 1)) for s in nothing]
+        masks = [np.pad(s.mask[1:], (0, 64 - len(s.tokens) + 1)) for s in nothing]
+        sums = [(m * entropies(params, t[None])).sum() for t, m in zip(padded, masks, strict=True)]
+        return -0.3 * sum(sums) / sum(m.sum() for m in masks)
+
+    expected, gradient = jax.value_and_grad(bonus)(params)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert relative_error(found, gradient) < 1e-5
+
+
+def test_masked_sequences_have_no_part_in_the_gradient_however_rows_are_made(params, sequences, config):
+    """As if their advantages were 0, in the same denominator."""
+    far = [replace(s, behaviour_logprobs=s.behaviour_logprobs + np.float32(n % 3)) for n, s in enumerate(sequences)]
+    silent = [replace(s, advantage=s.advantage if n % 3 == 0 else 0.0) for n, s in enumerate(far)]
+    expected, _ = policy_gradient(params, silent, config)
+    config.algorithm.mask_drifted = 0.7
+    for rows in (1, 4):
+        config.updates.rows = rows
+        assert relative_error(policy_gradient(params, far, config)[0], expected) < 1e-5
+
+
 def test_remat_policies_change_what_is_kept_and_not_the_gradient(model, params, sequences, config):
     mesh = make_mesh({}, jax.devices()[:1])
     config.updates.rows = 4
@@ -181,9 +219,10 @@ def test_remat_policies_change_what_is_kept_and_not_the_gradient(model, params, 
         residuals = jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params)
         kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals)))
         gradients.append(jax.jit(jax.grad(loss))(params))
-    assert list(REMAT_POLICIES) == ["full", "attention", "dots", "none"]
-    assert kept == sorted(set(kept))  # each keeps more than the one before it
-    for gradient in gradients[1:]:
+    assert list(REMAT_POLICIES) == ["offload", "full", "attention", "dots", "none"]
+    assert kept[1:] == sorted(set(kept))  # each keeps more than the one before it, but for where that is
+    assert relative_error(gradients[0], gradients[1]) == 0  # where the layers' inputs lie changes nothing
+    for gradient in gradients[2:]:
         assert relative_error(gradient, gradients[0]) < 1e-5
 
 

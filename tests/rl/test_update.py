@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 
 from polaris_jax import supervision
 from polaris_jax.optim.optimizer import FIRST_LOSS_SCALE, updates_applied
+from polaris_jax.rl.losses import entropy_weight, next_entropy_coefficient
 from polaris_jax.rl.packing import Sequence, pack
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import update as updates
@@ -116,6 +118,31 @@ def test_the_host_waits_for_a_batch_on_cpus_alone(platform):
     present, before = Computed(), Computed()
     AFTER_BATCH[platform](present, before)
     assert (present.waited, before.waited) == ((True, False) if platform == "cpu" else (False, True))
+
+
+@pytest.mark.slow
+def test_a_bonus_raises_the_entropy_and_a_target_holds_it(start, config, sequences):
+    """All tokens rewarded, again and again: without a bonus the policy collapses onto them."""
+    config.optimizer.learning_rate = 3e-3
+    batches, _ = pack([replace(sequence, advantage=1.0) for sequence in sequences], config.updates)
+
+    def entropies(**algorithm):
+        config.algorithm.update(algorithm)
+        update, state = start()
+        coefficient, found = None, [None]
+        for _ in range(120):
+            weight = entropy_weight(coefficient, found[-1], config.algorithm)
+            state, metrics = update(state, batches, 1.0, weight)
+            found.append(metrics["entropy"])
+            coefficient = next_entropy_coefficient(coefficient, found[-1], config.algorithm)
+        return np.array(found[1:])
+
+    plain, bonus = entropies(), entropies(entropy=0.5)
+    assert plain[0] == bonus[0] > 4
+    assert plain[-1] < 1 < 2.5 < bonus[-1]
+    held = entropies(entropy=0.0, entropy_target=2.0, entropy_step=0.02)
+    assert plain[0] == held[0]
+    assert abs(held[-20:].mean() - 2) < 0.2
 
 
 def test_sft_learns(start, config, sequences):

@@ -49,6 +49,7 @@ def first_moment(mesh):
     config = get_config()
     config.updates.row_lengths, config.updates.rows = (64,), 4
     config.optimizer.clip_norm = 0.0
+    config.algorithm.entropy, config.algorithm.mask_drifted_negative = 0.1, 0.1
     params = nn.unbox(init_params(MODEL, jax.random.key(0)))
     state = init_state(MODEL, config, mesh, jax.tree.map(np.asarray, params))
     batches, _ = pack(sequences(), config.updates, groups=row_groups(mesh))

@@ -130,6 +130,12 @@ def test_a_run_samples_with_weights_in_eight_bits_and_measures_what_they_do(run)
 
 
 EXPLORE = {"algorithm.rescue": True, "algorithm.substitute": True}
+STABLE = {  # an entropy target out of reach: the coefficient rises from step to step
+    "algorithm.entropy_target": 10.0,
+    "algorithm.covariance_clip": 0.1,
+    "algorithm.covariance_bounds": (0.1, 9.0),
+    "algorithm.mask_drifted_negative": 1e-9,
+}
 
 
 @pytest.fixture
@@ -161,11 +167,16 @@ def host_of(workdir):
 
 
 def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch, few_problems):
-    unbroken = run("unbroken", **EXPLORE)
+    unbroken = run("unbroken", **EXPLORE, **STABLE)
+    told = unbroken.frame()
+    np.testing.assert_allclose(told["update/entropy_coefficient"], [0, 0.005, 0.01, 0.015])
+    assert (told["update/covariance_clipped"] > 0).any()
+    assert (told["update/mask_drifted_negative"] > 0).any()
     killed(monkeypatch, "train_step", at=4)
+    away = {"optimizer.offload": True}  # moments on the host are no other run
     with pytest.raises(KeyboardInterrupt):
-        run("broken", **EXPLORE)
-    resumed = run("broken", **EXPLORE, **{"training.profile_steps": (4, 9)})
+        run("broken", **EXPLORE, **STABLE, **away)
+    resumed = run("broken", **EXPLORE, **STABLE, **away, **{"training.profile_steps": (4, 9)})
     assert traced_programs(tmp_path / "broken") == {"step-000004": True}
     assert without_times(resumed.rows) == without_times(unbroken.rows)
     assert_same(params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken"))

@@ -1,0 +1,97 @@
+"""An update of the parameters piece by piece, so that what is computed on the way is never as large as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Changed = tuple[Any, Any, jax.Array]  # parameters, state, and a float32 number
+
+
+def in_pieces(change: Callable, params: Mapping, grads: Mapping, state: Any, learn: jax.Array, most: float) -> Changed:
+    """`change(params, grads, state, piece) -> Changed`, of which nothing is taken where learn is False.
+
+    An array of params with more than `most` bytes is cut along its first axis, and its pieces are changed one after the
+    other, each written where it lay, with temporaries for one. The others are changed together. So what becomes of an
+    array must depend neither on other arrays nor on what else lies along its first axis. Of the state, trees like
+    params are cut as they are; its other arrays must become the same with every piece. piece: int32, another in each
+    call. The numbers are added up.
+    """
+    if _are_small(params, most):
+        return change(params, grads, state, 0)
+    is_tree = lambda x: isinstance(x, dict) and x.keys() == params.keys()  # noqa: E731
+    leaves, structure = jax.tree.flatten(state, is_leaf=is_tree)
+    places = [i for i, x in enumerate(leaves) if is_tree(x)]
+
+    def one(trees, grads, piece):
+        whole = list(leaves)
+        for i, tree in zip(places, trees[1:], strict=True):
+            whole[i] = tree
+        params, state, number = change(trees[0], grads, structure.unflatten(whole), piece)
+        found = structure.flatten_up_to(state)
+        return [params, *(found[i] for i in places)], [x for i, x in enumerate(found) if i not in places], number
+
+    def part(flat, paths):
+        return unflatten_dict({path: flat[path] for path in paths})
+
+    flat_grads, flat = flatten_dict(grads), [flatten_dict(tree) for tree in (params, *(leaves[i] for i in places))]
+    counts = {path: piece_count(x, most) for path, x in flat[0].items()}
+    others, total, piece = [x for x in leaves if not is_tree(x)], jnp.float32(0), 0
+    groups = [[path for path, count in counts.items() if count == 1], *([path] for path in counts if counts[path] > 1)]
+    for paths in filter(None, groups):
+        arguments = [part(x, paths) for x in flat], others, part(flat_grads, paths)
+        trees, others, number = _in_loop(one, *arguments, learn, counts[paths[0]], piece)
+        flat = [old | flatten_dict(new) for old, new in zip(flat, trees, strict=True)]
+        total, piece = total + number, piece + counts[paths[0]]
+    params, *trees = map(unflatten_dict, flat)
+    trees, others = iter(trees), iter(others)
+    return params, structure.unflatten(next(trees if i in places else others) for i in range(len(leaves))), total
+
+
+def sum_in_pieces(number: Callable, tree: Mapping, most: float) -> jax.Array:
+    """`number(tree)`, a float32 sum over its arrays, of which those of more than `most` bytes are taken in pieces."""
+    if _are_small(tree, most):
+        return number(tree)
+    flat = flatten_dict(tree)
+    counts = {path: piece_count(x, most) for path, x in flat.items()}
+    total = number({path: x for path, x in flat.items() if counts[path] == 1})
+    for path, x in flat.items():
+        if counts[path] > 1:
+            add = lambda i, total, x=x, n=counts[path]: total + number(_piece(x, i, n))  # noqa: E731
+            total += jax.lax.fori_loop(0, counts[path], add, jnp.float32(0))
+    return total
+
+
+def _are_small(tree: Any, most: float) -> bool:
+    return all(piece_count(x, most) == 1 for x in jax.tree.leaves(tree))
+
+
+def piece_count(x: jax.Array, most: float) -> int:
+    """Into how many parts the first axis is cut: as few as have at most so many bytes each, where there are such."""
+    size, length = x.size * x.dtype.itemsize, x.shape[0] if x.ndim else 1
+    return next((n for n in range(1, length) if length % n == 0 and size <= n * most), length)
+
+
+def _in_loop(one: Callable, trees: Any, others: Any, grads: Any, learn: jax.Array, count: int, first: int) -> Any:
+    if count == 1:
+        return one(trees, grads, first)
+
+    def step(i, found):
+        trees, others, number = found
+        here = jax.tree.map(lambda x: _piece(x, i, count), (trees, grads))
+        # Besides what it says, the branch keeps XLA from fusing slices with what is computed of them: it would copy the
+        # whole arrays before it writes to them.
+        change = lambda trees, grads: one(trees, grads, first + i)  # noqa: E731
+        new, others, more = jax.lax.cond(learn, change, lambda trees, _: (trees, others, jnp.float32(0)), *here)
+        trees = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * len(y), 0), trees, new)
+        return trees, others, number + more
+
+    return jax.lax.fori_loop(0, count, step, (trees, others, jnp.float32(0)))
+
+
+def _piece(x: jax.Array, i: jax.Array, count: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * (len(x) // count), len(x) // count)

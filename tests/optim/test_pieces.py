@@ -1,0 +1,76 @@
+"""An update made piece by piece is the update made at once, with memory for a piece."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import get_config
+from polaris_jax.optim.moments import MOMENTS
+from polaris_jax.optim.optimizer import OPTIMIZERS, apply_gradients, init_opt_state, make_optimizer
+from polaris_jax.optim.pieces import piece_count
+
+rng = np.random.default_rng(0)
+SHAPES = {
+    "embedding": (30, 64),
+    "layers": {"up": {"kernel": (6, 64, 128), "bias": (6, 128)}, "norm": {"scale": (6, 64)}},
+    "final_norm": {"scale": (64,)},
+}
+PIECE = 4 * 64 * 128  # one layer's kernel; a third of the embedding
+
+
+def random():
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(draw, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def started(name, kind, piece):
+    c = get_config().optimizer
+    c.name, c.moments, c.learning_rate = name, kind, 3e-3
+    chain = make_optimizer(c, 10)
+    begin = jax.jit(lambda params: init_opt_state(chain, params, "float32"))
+    step = lambda *arguments: apply_gradients(chain, *arguments, piece)  # noqa: E731
+    return begin, jax.jit(step, donate_argnums=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*(("adamw", kind) for kind in MOMENTS), *((name, "float32") for name in OPTIMIZERS if name != "adamw")],
+)
+def test_pieces_are_updated_as_the_whole_is(name, kind):
+    """Twice, with a gradient that is clipped, and one in between that is not finite; bfloat16 rounds at random."""
+    params, gradients = random(), [random() for _ in range(3)]
+    gradients[1]["embedding"] = gradients[1]["embedding"].at[3, 5].set(jnp.nan)
+    found = []
+    for piece in (float("inf"), PIECE):
+        begin, step = started(name, kind, piece)
+        now, state = jax.tree.map(jnp.copy, params), begin(params)
+        told = []
+        for grads in gradients:
+            now, state, metrics = step(now, grads, state, True)
+            told.append(jax.device_get(metrics))
+        found.append((now, state, told))
+    (whole, state, told), (pieces, other, also) = found
+    close = 1e-2 if kind == "bfloat16" else 1e-6
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=close), pieces, whole)
+    assert jax.tree.map(jnp.shape, other) == jax.tree.map(jnp.shape, state)
+    assert [x["skipped"] for x in also] == [x["skipped"] for x in told] == [0, 1, 0]
+    for one, two in zip(also, told, strict=True):
+        for key in one:
+            np.testing.assert_allclose(one[key], two[key], rtol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_temporaries_are_of_a_piece(kind):
+    begin, step = started("adamw", kind, PIECE)
+    params = random()
+    state = begin(params)
+    memory = step.lower(params, params, state, True).compile().memory_analysis()
+    kept = sum(x.nbytes for x in jax.tree.leaves((params, state)))
+    assert memory.alias_size_in_bytes >= kept
+    assert memory.temp_size_in_bytes < 12 * PIECE < sum(x.nbytes for x in jax.tree.leaves(params)) * 4
+
+
+def test_pieces_are_as_few_as_are_small_enough():
+    array = jax.ShapeDtypeStruct((12, 100), jnp.float32)
+    assert [piece_count(array, most) for most in (4800, 4799, 1600, 1599, 400, 1)] == [1, 2, 3, 4, 12, 12]
