@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face directory or hub name, or a directory made by experiments/import_hf.py
     c.model.preset = ""  # random weights of this shape (models/presets.py) where `path` is empty
-    c.model.tokenizer = ""  # directory or hub name; "": the model's own; "arithmetic": the demo's word-level one
+    c.model.tokenizer = ""  # directory or hub name; "": the model's own; "arithmetic", "long_arithmetic"
     c.model.dtype = "bfloat16"  # compute dtype: bfloat16, float16 or float32
     # full, attention, dots, none: what the backward pass recomputes, most to least; offload: full, kept on the host
     c.model.remat = "full"
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     c.model.lora_base = ""  # how the frozen projections are kept: "": in model.dtype; int8 or fp8: in 8 bits
 
     c.data = ConfigDict()
-    c.data.train = ""  # file, directory, hub name, "arithmetic" (the demo's) or "reasoning_gym:chain_sum,..."
+    c.data.train = ""  # file, directory, hub name, "arithmetic", "long_arithmetic" or "reasoning_gym:chain_sum,..."
     c.data.mix = ()  # several sources with weights, in place of train: (("a.parquet", 0.7), ("b.jsonl", 0.3))
     # How every question ends, once.
     c.data.suffix = r"Let's think step by step and output the final answer within \boxed{}."
@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
     c.training.log_samples = 2  # groups kept each step for the report, and their first responses in samples.jsonl
 
     c.sft = ConfigDict()
-    c.sft.data = ""  # jsonl, parquet or hub dataset with `messages`; "arithmetic" for the demo's traces
+    c.sft.data = ""  # jsonl, parquet or hub dataset with `messages`; "arithmetic", "long_arithmetic": made traces
     c.sft.steps = 1000  # optimizer updates
     c.sft.batch_size = 64  # conversations per optimizer update
     c.sft.shuffle = True  # False: in the data's order

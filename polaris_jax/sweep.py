@@ -26,6 +26,8 @@ from polaris_jax.runs.compilation import enable_compilation_cache
 from polaris_jax.training import loop
 from polaris_jax.training.pictures import describe
 
+KEPT = "history.parquet"  # in a run's directory, once it is complete
+
 
 def sweep(
     base: ConfigDict,
@@ -45,11 +47,35 @@ def sweep(
     """
     points = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
     points = [point | {"seed": base.seed + seed} for point in points for seed in range(seeds)]
-    runs = [configs.override(base, point) for point in points]
+    return _trained([configs.override(base, point) for point in points], points, workdir, processes)
+
+
+def compare(
+    base: ConfigDict,
+    variants: Mapping[str, Mapping[str, Any]],
+    seeds: int = 3,
+    *,
+    workdir: str | Path = "runs/sweep",
+    processes: int = 1,
+) -> pd.DataFrame:
+    """Trains each variant, a name and the keys that it changes, with seeds base.seed, base.seed + 1, ...
+
+    One row for each run and step: `variant`, `seed`, `run`, `step`, and the metrics. Of each seed all variants come
+    before the next seed, so that what is stopped early can be compared. All else is as in `sweep`.
+    """
+    points = [{"variant": name, "seed": base.seed + seed} for seed in range(seeds) for name in variants]
+    runs = [configs.override(base, {**variants[point["variant"]], "seed": point["seed"]}) for point in points]
+    return _trained(runs, points, workdir, processes)
+
+
+def _trained(
+    runs: Sequence[ConfigDict], points: Sequence[Mapping[str, Any]], workdir: str | Path, processes: int
+) -> pd.DataFrame:
+    """The metrics of all runs in one table, with the columns that `points` names for each of them in front."""
     workdir = Path(workdir).absolute()
     directories = [workdir / config_hash(run) for run in runs]
     cache = jax.config.jax_compilation_cache_dir or str(workdir / "compilation_cache")
-    if processes == 1:
+    if processes == 1 or all(map(_is_kept, directories)):
         enable_compilation_cache(cache)
         frames = list(map(cached_run, runs, directories))
     else:
@@ -69,12 +95,15 @@ def sweep(
 
 def cached_run(config: ConfigDict, directory: Path) -> pd.DataFrame:
     """The metrics of a run by step: those kept in its directory, else the run's, which are kept there at its end."""
-    kept = directory / "history.parquet"
-    if not kept.exists():
+    if not _is_kept(directory):
         frame = loop.run(config, directory).frame()
-        with staged(kept) as path:
+        with staged(directory / KEPT) as path:
             frame.to_parquet(path)
-    return pd.read_parquet(kept)
+    return pd.read_parquet(directory / KEPT)
+
+
+def _is_kept(directory: Path) -> bool:
+    return (directory / KEPT).exists()
 
 
 def config_hash(config: ConfigDict) -> str:
@@ -125,9 +154,14 @@ def outcomes(frame: pd.DataFrame, by: Sequence[str], metric: str, smooth: int = 
     for value, end in ends.items():
         words[value] = f"{end.mean():.3g}"
         if end is not first and len(gains := (end - first).dropna()):
-            half = student_t.ppf(0.975, len(gains) - 1) * gains.sem() if len(gains) > 1 else float("nan")
+            half = margin(gains)
             words[value] += f", {gains.mean():+.2g} ± {'?' if np.isnan(half) else f'{round(half, 12):.2g}'}"
     return words
+
+
+def margin(gains: pd.Series) -> float:
+    """Half the width of the mean's 95% interval, by Student's t; NaN of fewer than two."""
+    return float(student_t.ppf(0.975, len(gains) - 1) * gains.sem()) if len(gains) > 1 else float("nan")
 
 
 def shares_of_cores(processes: int) -> list[set[int]]:

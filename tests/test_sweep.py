@@ -1,9 +1,11 @@
 """A sweep trains each combination once, whoever asks and in whatever process, and draws it."""
 
+import math
 import os
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from polaris_jax import sweep
 from polaris_jax.data.arithmetic import problems
@@ -46,6 +48,27 @@ def test_every_combination_and_seed_is_trained_once(trained, tiny_config, tmp_pa
     more = sweep.sweep(tiny_config(seed=5), {"algorithm.clip": [(0.2, 0.28)]}, seeds=4, workdir=tmp_path)
     assert len(trained) == 2 * 2 * 3 + 1  # at the config's own temperature, 1.0, only the fourth seed is new
     assert len(more) == 8
+
+
+def test_variants_are_trained_with_every_seed_and_found_again_by_a_grid(trained, tiny_config, tmp_path):
+    variants = {"as it is": {}, "hot": {"rollout.temperature": 1.3, "stages": ({"name": "a", "steps": 2},)}}
+    frame = sweep.compare(tiny_config(seed=5), variants, seeds=2, workdir=tmp_path)
+    assert list(frame) == ["variant", "seed", "run", "step", "reward"]
+    assert [(c.seed, c.rollout.temperature, len(c.stages)) for c in trained] == [
+        (5, 1.0, 0), (5, 1.3, 1), (6, 1.0, 0), (6, 1.3, 1),
+    ]  # fmt: skip
+    ends = frame[frame.step == 2].set_index(["variant", "seed"]).reward
+    assert (ends == [2 * 5.28, 2 * 5.28, 2 * 6.28, 2 * 6.28]).all()
+    assert sweep.outcomes(frame, ["variant"], "reward")["hot",] == "11.6, +0 ± 0"
+    sweep.sweep(tiny_config(seed=5), {"rollout.temperature": [1.0]}, seeds=2, workdir=tmp_path)
+    assert len(trained) == 4
+
+
+def test_an_interval_is_students():
+    gains = pd.Series([1.0, 2.0, 4.0])
+    low, high = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert sweep.margin(gains) == pytest.approx((high - low) / 2)
+    assert math.isnan(sweep.margin(gains[:1]))
 
 
 def test_the_hash_is_of_every_key_and_of_nothing_else(tiny_config):

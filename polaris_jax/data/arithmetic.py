@@ -11,6 +11,9 @@ into one line, a leap that a tiny model cannot compute in its head):
 A model that imitates both styles knows every single operation and yet fails often, so that reinforcement learning has
 something true to find: write out every step. Reward and response length grow together, as they do with real reasoning
 models.
+
+There are two tasks (`TASKS`): the demo's, and one of longer chains on which every part of the recipe has something to
+do.
 """
 
 from __future__ import annotations
@@ -33,11 +36,31 @@ from polaris_jax.data.problems import problem_id
 from polaris_jax.files import write_whole
 from polaris_jax.types import Problem
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 OPERATIONS = (*(f"{sign}{n}" for sign in "+-" for n in range(1, 10)), "*2", "*3")
 LOWEST, HIGHEST = 10, 59  # of every total
-PRACTICE_OPERATIONS = (5, 7)
 TEST_SHARE = 16  # one problem in so many is held out
+
+
+@dataclass(frozen=True)
+class Task:
+    """Chains of some lengths, and how the SFT traces on them are written.
+
+    operations: fewest and most of a problem; all numbers between are equally likely. practised: the same of the traces
+    without a question. careful: share of the careful style at the end of SFT, for each number of `operations`.
+    """
+
+    name: str
+    operations: tuple[int, int]
+    practised: tuple[int, int]
+    careful: tuple[float, ...]
+
+
+DEMO = Task("arithmetic", (2, 7), (5, 7), (0.35,) * 6)
+# After SFT chains of up to four operations are mostly right and longer ones ever more rarely: a third of the problems
+# has no right response among eight. A right one to a long chain is longer than the hasty ones that the model gives.
+LONG = Task("long_arithmetic", (2, 10), (7, 10), (1.0, 1.0, 1.0, 0.3, 0.06, 0.02, 0.01, 0.005, 0.002))
+TASKS = {task.name: task for task in (DEMO, LONG)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,7 @@ _ALLOWED = {
 }
 
 
-def sample_chain(rng: Random, operations: tuple[int, int] = (2, 7)) -> Chain:
+def sample_chain(rng: Random, operations: tuple[int, int] = DEMO.operations) -> Chain:
     """A random chain whose number of operations is uniform in the closed range `operations`."""
     totals, chosen = [rng.randint(LOWEST, HIGHEST)], []
     for _ in range(rng.randint(*operations)):
@@ -91,7 +114,7 @@ def sample_chain(rng: Random, operations: tuple[int, int] = (2, 7)) -> Chain:
     return Chain(tuple(chosen), tuple(totals))
 
 
-def chains(split: str, seed: int, operations: tuple[int, int] = (2, 7)) -> Iterator[Chain]:
+def chains(split: str, seed: int, operations: tuple[int, int] = DEMO.operations) -> Iterator[Chain]:
     """Endless distinct chains of one split."""
     rng = Random(f"{split} {seed}")
     seen = set()
@@ -102,16 +125,16 @@ def chains(split: str, seed: int, operations: tuple[int, int] = (2, 7)) -> Itera
             yield chain
 
 
-def problems(split: str, count: int, suffix: str, seed: int = 0, operations: tuple[int, int] = (2, 7)) -> list[Problem]:
+def problems(split: str, count: int, suffix: str, seed: int = 0, task: Task = DEMO) -> list[Problem]:
     """`count` problems of a split; `suffix` is the instruction put behind each question."""
     return [
         Problem(
             id=problem_id(chain.question),
             question=f"{chain.question} {suffix}",
             answers=(str(chain.totals[-1]),),
-            source="arithmetic",
+            source=task.name,
         )
-        for chain in islice(chains(split, seed, operations), count)
+        for chain in islice(chains(split, seed, task.operations), count)
     ]
 
 
@@ -127,31 +150,38 @@ def conversations(
     count: int,
     suffix: str,
     seed: int = 0,
+    task: Task = DEMO,
     *,
-    careful: float = 0.35,
     practice: float = 0.3,
     mixing: tuple[float, float] = (0.6, 0.75),
 ) -> list[list[dict[str, str]]]:
     """SFT conversations on training chains, as lists of {role, content}, in the order to learn them.
 
-    careful: share of the careful style at the end; the rest is hasty.
     practice: share of the careful ones that is a long trace without its question, which teaches arithmetic cheaply.
     mixing: parts of the whole between which the hasty style comes in, its share growing linearly. Before, it would keep
         a tiny model from learning the arithmetic; at once, it would shake what is learnt.
     """
     rng = Random(f"styles {seed}")
-    answered, practised = chains("train", seed), chains("train", seed, PRACTICE_OPERATIONS)
-    rows = []
+    asked, practised = chains("train", seed, task.operations), chains("train", seed, task.practised)
+    rows, coming = [], next(asked)
     for i in range(count):
         mixed = (i / count - mixing[0]) / (mixing[1] - mixing[0])
-        hasty = rng.random() < (1 - careful) * min(max(mixed, 0.0), 1.0)
-        asked = hasty or rng.random() >= practice
-        chain = next(answered if asked else practised)
-        steps = len(chain.operations)
-        trace = chain.trace(hasty_lines(rng, steps) if hasty else (1,) * steps)
-        question = [{"role": "user", "content": f"{chain.question} {suffix}"}] if asked else []
-        rows.append([*question, {"role": "assistant", "content": trace}])
+        careful = task.careful[len(coming.operations) - task.operations[0]]
+        if rng.random() < (1 - careful) * min(max(mixed, 0.0), 1.0):
+            rows.append(_asked(coming, hasty_lines(rng, len(coming.operations)), suffix))
+            coming = next(asked)
+        elif rng.random() < practice:
+            chain = next(practised)
+            rows.append(_asked(chain, (1,) * len(chain.operations), suffix)[1:])
+        else:
+            rows.append(_asked(coming, (1,) * len(coming.operations), suffix))
+            coming = next(asked)
     return rows
+
+
+def _asked(chain: Chain, line_lengths: tuple[int, ...], suffix: str) -> list[dict[str, str]]:
+    question = {"role": "user", "content": f"{chain.question} {suffix}"}
+    return [question, {"role": "assistant", "content": chain.trace(line_lengths)}]
 
 
 _LINE = re.compile(r"((?:\w+ [+\-*]\d+ )+)on (\d+) is (\d+)\.")
@@ -175,21 +205,21 @@ _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>")
 _PIECES = r"<think>|</think>|[+\-*]?\d+|\\boxed\{| ?[A-Za-z']+ ?|[.,?] ?|\s|."
 
 
-def build_tokenizer(suffix: str) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer for these problems, with a Qwen-style chat template; it decodes to the exact text.
+def build_tokenizer(suffix: str, task: Task = DEMO) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer for a task's problems, with a Qwen-style chat template; it decodes to the exact text.
 
     A number is always one token, whatever stands around it: the spaces belong to the words.
     """
-    example = Chain(OPERATIONS[:7], (10, 11, 13, 16, 20, 25, 31, 38))
+    most = task.operations[1]
+    example = Chain(OPERATIONS[:most], tuple(range(LOWEST, LOWEST + most + 1)))
     texts = [
         f"{example.question} {suffix}",
-        example.trace((1,) * 7),
-        example.trace((2, 2, 3)),
+        example.trace((1,) * most),
         "system\nuser\nassistant\n",
     ]
     split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
     words = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
-    words |= set(OPERATIONS) | {str(n) for n in range(100)} | {f" {word} " for word in ORDINALS}
+    words |= set(OPERATIONS) | {str(n) for n in range(100)} | {f" {word} " for word in ORDINALS[:most]}
     vocab = {word: i for i, word in enumerate([*_SPECIAL, *sorted(words - set(_SPECIAL))])}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split

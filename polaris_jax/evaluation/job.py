@@ -146,17 +146,17 @@ def judge_file(path: str | Path, config: ConfigDict, output: str | Path) -> tupl
 def load_benchmarks(names: Sequence[str], *, suffix: str, most: int = 0, seed: int = 0) -> list[Problem]:
     """The problems of several benchmarks, at most `most` of each (0: all).
 
-    A name is one of `BENCHMARKS`, one of `HUB_BENCHMARKS`, "arithmetic" (held-out problems of the demo, drawn with
-    `seed`), "reasoning_gym:DATASET" (its held-out problems), or a dataset as in `load_problems`, all of whose problems
-    are then called by that name. A number of samples behind it is ignored.
+    A name is one of `BENCHMARKS`, one of `HUB_BENCHMARKS`, "arithmetic" or "long_arithmetic" (held-out problems of
+    `data.arithmetic`, drawn with `seed`), "reasoning_gym:DATASET" (its held-out problems), or a dataset as in
+    `load_problems`, all of whose problems are then called by that name. A number of samples behind it is ignored.
     """
     problems: list[Problem] = []
     for name in names:
         name = _SAMPLES.sub("", name)
         if name in BENCHMARKS:
             found = benchmark(name, suffix=suffix)
-        elif name == "arithmetic":
-            found = arithmetic.problems("test", most or ARITHMETIC_PROBLEMS, suffix, seed)
+        elif task := arithmetic.TASKS.get(name):
+            found = arithmetic.problems("test", most or ARITHMETIC_PROBLEMS, suffix, seed, task)
         elif name.startswith(gym.PREFIX):
             found = gym.problems(name, "test", most or GYM_PROBLEMS, suffix, seed)
         elif "/" not in name and not os.path.exists(name) and name not in HUB_BENCHMARKS:

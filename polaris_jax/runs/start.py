@@ -35,8 +35,8 @@ ARITHMETIC_PROBLEMS = 4096  # of the endless supply
 
 def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
     """The tokenizer that `config.model` names. Raises UserError where it cannot be had or has no chat template."""
-    if config.model.tokenizer == "arithmetic":
-        return arithmetic.build_tokenizer(config.data.suffix)
+    if task := arithmetic.TASKS.get(config.model.tokenizer):
+        return arithmetic.build_tokenizer(config.data.suffix, task)
     source = config.model.tokenizer or config.model.path
     if not source:
         raise UserError("config.model.tokenizer: empty; name a tokenizer, or give config.model.path")
@@ -99,8 +99,8 @@ def load_train_problems(config: ConfigDict) -> list[Problem]:
 
 def _load_source(source: str, config: ConfigDict) -> list[Problem]:
     suffix, seed = config.data.suffix, config.seed
-    if source == "arithmetic":
-        return arithmetic.problems("train", ARITHMETIC_PROBLEMS, suffix, seed)
+    if task := arithmetic.TASKS.get(source):
+        return arithmetic.problems("train", ARITHMETIC_PROBLEMS, suffix, seed, task)
     if not source:
         raise UserError("config.data.train: empty; name a parquet or jsonl file, a directory or a hub dataset")
     generated = source.startswith(gym.PREFIX)
@@ -138,8 +138,8 @@ def training_prompts(stages: Sequence[ConfigDict], tokenizer: PreTrainedTokenize
 def load_conversations(config: ConfigDict) -> list[list[dict[str, str]]]:
     """The conversations of `config.sft.data`."""
     heartbeat("loading conversations")
-    if config.sft.data == "arithmetic":
-        return arithmetic.conversations(config.sft.steps * config.sft.batch_size, config.data.suffix, config.seed)
+    if task := arithmetic.TASKS.get(config.sft.data):
+        return arithmetic.conversations(config.sft.steps * config.sft.batch_size, config.data.suffix, config.seed, task)
     if not config.sft.data:
         raise UserError("config.sft.data: empty; name a parquet or jsonl file, a directory or a hub dataset")
     return chat_rows(config.sft.data)

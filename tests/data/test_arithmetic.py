@@ -1,5 +1,7 @@
+import hashlib
 import json
 import re
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,21 +14,25 @@ from polaris_jax.rewards.answers import last_box
 SUFFIX = r"Let's think step by step and output the final answer within \boxed{}."
 
 
+TASKS = pytest.mark.parametrize("task", arithmetic.TASKS.values(), ids=arithmetic.TASKS)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return arithmetic.build_tokenizer(SUFFIX)
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_chain_totals_follow_from_its_words(seed):
-    chain = arithmetic.sample_chain(Random(seed))
+@TASKS
+@given(seed=st.integers(0, 2**32 - 1))
+def test_chain_totals_follow_from_its_words(task, seed):
+    chain = arithmetic.sample_chain(Random(seed), task.operations)
     start, *operations = re.findall(r"[+\-*]?\d+", chain.question)
     total = int(start)
     for operation in operations:
         total = {"+": total.__add__, "-": total.__sub__, "*": total.__mul__}[operation[0]](int(operation[1:]))
         assert arithmetic.LOWEST <= total <= arithmetic.HIGHEST
     assert total == chain.totals[-1]
-    assert 2 <= len(operations) <= 7
+    assert task.operations[0] <= len(operations) <= task.operations[1]
 
 
 def test_traces_are_written_as_documented():
@@ -39,16 +45,18 @@ def test_traces_are_written_as_documented():
     assert "first +5 second *2 on 22 is 54. third -7 on 54 is 47." in chain.trace((2, 1))
 
 
-def test_splits_do_not_overlap_whatever_the_seed():
-    train = {p.id for seed in range(3) for p in arithmetic.problems("train", 500, SUFFIX, seed)}
-    test = {p.id for seed in range(3) for p in arithmetic.problems("test", 500, SUFFIX, seed)}
+@TASKS
+def test_splits_do_not_overlap_whatever_the_seed(task):
+    train = {p.id for seed in range(3) for p in arithmetic.problems("train", 500, SUFFIX, seed, task)}
+    test = {p.id for seed in range(3) for p in arithmetic.problems("test", 500, SUFFIX, seed, task)}
     assert len(test) > 500
     assert not train & test
 
 
-def test_sft_never_sees_a_held_out_question():
-    test = {p.question for p in arithmetic.problems("test", 500, SUFFIX)}
-    rows = arithmetic.conversations(2000, SUFFIX)
+@TASKS
+def test_sft_never_sees_a_held_out_question(task):
+    test = {p.question for p in arithmetic.problems("test", 500, SUFFIX, 0, task)}
+    rows = arithmetic.conversations(2000, SUFFIX, 0, task)
     assert not test & {message["content"] for row in rows for message in row}
 
 
@@ -59,17 +67,41 @@ def is_hasty(row):
 
 @pytest.mark.parametrize("careful", [0.0, 0.25, 1.0])
 def test_hasty_traces_come_in_little_by_little(careful):
-    rows = arithmetic.conversations(4000, SUFFIX, careful=careful, mixing=(0.25, 0.75))
+    task = replace(arithmetic.DEMO, careful=(careful,) * 6)
+    rows = arithmetic.conversations(4000, SUFFIX, 0, task, mixing=(0.25, 0.75))
     none, few, more, most = ([*map(is_hasty, rows[i : i + 1000])].count(True) / 1000 for i in range(0, 4000, 1000))
     share = 1 - careful
     assert none == 0
     assert [few, more, most] == pytest.approx([share / 4, share * 3 / 4, share], abs=0.06)
 
 
-def test_every_trace_boxes_its_answer():
+@TASKS
+def test_the_style_of_a_trace_depends_on_its_length_as_the_task_says(task):
+    rows = arithmetic.conversations(6000, SUFFIX, 0, task, practice=0.0, mixing=(0.0, 1e-9))
+    careful = {}
+    for question, answer in rows:
+        operations = question["content"].count(",")
+        careful.setdefault(operations, []).append(not is_hasty([answer]))
+    assert sorted(careful) == list(range(task.operations[0], task.operations[1] + 1))
+    found = [sum(careful[operations]) / len(careful[operations]) for operations in sorted(careful)]
+    assert found == pytest.approx(task.careful, abs=0.06)
+
+
+def test_the_demos_data_are_those_that_its_figures_are_of(tokenizer):
+    """Another draw of the random numbers, or another order of the vocabulary, is another demo (docs/demo.md)."""
+    data = [
+        sorted(tokenizer.get_vocab().items()),
+        arithmetic.conversations(2000, SUFFIX),
+        [(p.question, p.answers) for split in ("train", "test") for p in arithmetic.problems(split, 200, SUFFIX)],
+    ]
+    assert hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16] == "bf5c7cdb67fc705f"
+
+
+@TASKS
+def test_every_trace_boxes_its_answer(task):
     for problem, row in zip(
-        arithmetic.problems("train", 200, SUFFIX),
-        arithmetic.conversations(200, SUFFIX, practice=0.0),
+        arithmetic.problems("train", 200, SUFFIX, 0, task),
+        arithmetic.conversations(200, SUFFIX, 0, task, practice=0.0),
         strict=True,
     ):
         assert row[0]["content"] == problem.question
@@ -98,8 +130,10 @@ def test_lines_tell_where_a_trace_went_wrong():
     assert arithmetic.lines("no trace at all") == []
 
 
-def test_tokenizer_decodes_to_the_exact_text(tokenizer):
-    for row in arithmetic.conversations(200, SUFFIX):
+@TASKS
+def test_tokenizer_decodes_to_the_exact_text(task):
+    tokenizer = arithmetic.build_tokenizer(SUFFIX, task)
+    for row in arithmetic.conversations(200, SUFFIX, 0, task):
         text = tokenizer.apply_chat_template(row, tokenize=False)
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids

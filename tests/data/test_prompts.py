@@ -203,6 +203,6 @@ def test_a_conversation_without_the_assistant_is_refused():
 
 def test_the_demos_traces_come_back_as_text():
     tokenizer = arithmetic.build_tokenizer(SUFFIX)
-    for messages in arithmetic.conversations(20, SUFFIX, careful=0.5, practice=0.5):
+    for messages in arithmetic.conversations(20, SUFFIX, practice=0.5):
         _, learnt = parts(tokenizer, tokenize_conversation(tokenizer, messages))
         assert learnt == [messages[-1]["content"] + "<|im_end|>"], json.dumps(messages)

@@ -10,7 +10,10 @@ from tests.conftest import SMALLER
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SMALL = {"rollout.prompts": 2, "rollout.samples": 4, "rollout.slots": 8, "evaluation.max_problems": 4}
 SHORT = {
-    "ablations": {"sft_steps": 4, "steps": 1, "seeds": 2, "train_problems": 4, "held_out": 2, "overrides": SMALL},
+    "ablations": {
+        "sft_steps": 4, "steps": (1, 1), "seeds": 2, "train_problems": 4, "held_out": 2, "processes": 1,
+        "overrides": SMALL | {"difficulty.samples": 4, "search.problems": 2, "search.samples": 4},
+    },
     "hf_roundtrip": {},
     "own_reward": {"sft_steps": 4, "rl_steps": 1, "overrides": SMALLER},
     "tiny_grpo": {"sft_steps": 4, "rl_steps": 4, "overrides": SMALLER | {"evaluation.samples": 4}},  # what other tests have compiled already
