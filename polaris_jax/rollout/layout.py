@@ -29,7 +29,7 @@ def lay_out(model: ModelConfig, params: Any, *, join: bool, transpose: bool) -> 
 
 
 def transposed(model: ModelConfig, params: Any) -> dict[str, jax.Array]:
-    """The unembedding with the vocabulary along its last axis, as products with few rows read it fastest on a CPU."""
+    """The unembedding with the vocabulary along its last axis, for products with few rows."""
     return {"scorer_DV": unembedding(params, model).T}
 
 
