@@ -75,7 +75,7 @@ def phase_memory(
         state["moments"] = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
     if config.algorithm.kl and model.lora is None:
         state["reference"] = trained
-    shared = model.lora is None and way.shares(model, mesh, config.rollout.weights)
+    shared = way.shares(model, mesh, config.rollout.weights)
     sampler = 0.0 if shared else parameter_bytes(model, replica, item)
     if config.rollout.weights:
         sampler *= weight_bytes(model, config.rollout.weights) / weight_bytes(model, "")

@@ -58,7 +58,8 @@ def shares(model: ModelConfig, mesh: Mesh, weights: str) -> bool:
 
     A second copy of a large model would take more than it gains; models that the trainer unrolls are small.
     """
-    return mesh.size == 1 and model.dtype == "float32" and not weights and not unrolled(model)
+    merged = model.lora is not None  # for the sampler
+    return mesh.size == 1 and model.dtype == "float32" and not (weights or merged or unrolled(model))
 
 
 def shared_layers(params: Any) -> Any:

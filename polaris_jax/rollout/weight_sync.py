@@ -73,7 +73,7 @@ class WeightSync:
             return lay_out(model, params, **options)
 
         self._transposed = jax.jit(partial(transposed, model))
-        self._shared = model.lora is None and self._platform.shares(model, mesh, weights)
+        self._shared = self._platform.shares(model, mesh, weights)
         self._replicas, self._whole = replicas, param_shardings(model, mesh)
         self.replica_shardings = [shardings(replica) for replica in replicas]
         spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), shardings(mesh))
