@@ -60,7 +60,7 @@ clean:
 $(INSTALLED): setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test,torch,notebooks]'
+	$(BIN)/python -m pip install --quiet -e '.[test,torch,peft,notebooks]'
 	touch $@
 
 $(COMPILERS): $(INSTALLED) experiments/install_compilers.py

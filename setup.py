@@ -60,6 +60,7 @@ setup(
         "reasoning-gym": ["reasoning-gym>=0.1.25,<0.2"],
         "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
         "torch": ["torch==2.13.0"],  # for tests and the demo; apart, since not every Python has a wheel of it
+        "peft": ["peft>=0.17,<1"],  # for tests of exported adapters; needs torch
         "notebooks": ["papermill>=2.6,<3", "ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"],
         "wandb": ["wandb>=0.19,<1"],
         "mlflow": ["mlflow-skinny>=3.0,<4"],

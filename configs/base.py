@@ -16,6 +16,11 @@ def get_config() -> ConfigDict:
     c.model.dtype = "bfloat16"  # compute dtype: bfloat16, float16 or float32
     # full, attention, dots, none: what the backward pass recomputes, most to least; offload: full, kept on the host
     c.model.remat = "full"
+    c.model.lora_rank = 0  # adapters of this rank are trained in place of the model, which is frozen; 0: off
+    c.model.lora_alpha = 32.0  # an adapter's output is multiplied by alpha / rank
+    # Projections that have an adapter.
+    c.model.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    c.model.lora_base = ""  # how the frozen projections are kept: "": in model.dtype; int8 or fp8: in 8 bits
 
     c.data = ConfigDict()
     c.data.train = ""  # file, directory, hub name, "arithmetic", "long_arithmetic" or "reasoning_gym:chain_sum,..."

@@ -2,16 +2,20 @@
 
     python experiments/export_hf.py --source=runs/polaris_4b --target=exports/polaris-4b
     python experiments/export_hf.py --source=runs/polaris_4b --target=exports/polaris-4b-96k --yarn_factor=1.5
+    python experiments/export_hf.py --source=runs/lora --target=exports/adapters --adapters
 
-The source is a training run's directory (newest checkpoint, or --step), or one made by import_hf.py.
+The source is a training run's directory (newest checkpoint, or --step), or one made by import_hf.py. The adapters of a
+run with LoRA are merged into their base, or written by themselves for peft with --adapters.
 """
 
 from absl import flags
 
 from polaris_jax import cli
+from polaris_jax.errors import UserError
 
 SOURCE = flags.DEFINE_string("source", None, "training run, or directory made by import_hf.py", required=True)
 TARGET = flags.DEFINE_string("target", None, "new directory", required=True)
+ADAPTERS = flags.DEFINE_bool("adapters", False, "LoRA's adapters alone, as a directory that peft loads")
 STEP = flags.DEFINE_integer("step", None, "checkpoint of a training run (default: the newest)")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16", "float32"], "of the saved tensors")
 MAX_SHARD_GIB = flags.DEFINE_float("max_shard_gib", 4.0, "files are cut before they pass this", lower_bound=0)
@@ -24,6 +28,12 @@ def main(_: list[str]) -> None:
     """Exports, and says what was written where."""
     from polaris_jax import hf
 
+    if ADAPTERS.value and YARN_FACTOR.value:
+        raise UserError("--adapters: adapters have no context of their own; leave --yarn_factor to what loads the base")
+    if ADAPTERS.value:
+        path = hf.export_adapters(SOURCE.value, TARGET.value, step=STEP.value)
+        print(f"{path}: load it with peft.PeftModel.from_pretrained(BASE_MODEL, {str(path)!r})")
+        return
     path = hf.export_model(
         SOURCE.value,
         TARGET.value,

@@ -21,15 +21,13 @@ flags.mark_flag_as_required("batch")
 
 def main(_: list[str]) -> None:
     """Prints a table of the sequences that are not finite."""
-    from polaris_jax import hf
     from polaris_jax.sharding.mesh import make_mesh
     from polaris_jax.training import not_finite, replay
 
     skipped, console = not_finite.load(BATCH.value), Console()
     workdir = Path(BATCH.value).absolute().parent.parent
-    model, params = hf.load(
-        workdir, mesh=make_mesh(skipped.config.mesh), step=skipped.step + 1
-    )  # as before: it was skipped
+    mesh, step = make_mesh(skipped.config.mesh), skipped.step + 1
+    model, params = replay.load(workdir, mesh, step)  # as before the update, since it was skipped
     model = model.replace(dtype=skipped.config.model.dtype, remat=skipped.config.model.remat)
     for name, count in replay.bad_parameters(params).items():
         console.print(f"parameters {name}: {count} values are not finite", soft_wrap=True)

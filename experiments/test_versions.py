@@ -123,7 +123,9 @@ def install(python: str, venv: Path, requirements: list[str]) -> str:
         done = subprocess.run(step, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             return " ".join(done.stderr.strip().splitlines()[-1:]) or f"{step[0]} ended with code {done.returncode}"
-    torch = subprocess.run([*pip, "-e", ".[test,torch]", *requirements], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    torch = subprocess.run(
+        [*pip, "-e", ".[test,torch,peft]", *requirements], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     if torch.returncode:
         print(f"{venv.name}: without torch: {' '.join(torch.stderr.strip().splitlines()[-1:])}", flush=True)
     stamp.touch()

@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from configs import base
 from polaris_jax.errors import UserError, redact
 from polaris_jax.loggers import LOGGERS
+from polaris_jax.models.presets import LORA_TARGETS, Lora
+from polaris_jax.models.quantise import CODES
 from polaris_jax.models.transformer import REMAT_POLICIES
 from polaris_jax.optim.moments import MOMENTS
 from polaris_jax.optim.optimizer import KEEPS_MOMENTS, OPTIMIZERS, SCHEDULES
 from polaris_jax.rewards.pool import MIN_MEMORY_BYTES
 from polaris_jax.rl.advantages import ADVANTAGES
 from polaris_jax.rl.losses import LOSSES
-from polaris_jax.rollout.quantise import CODES
 from polaris_jax.sharding.mesh import AXES
 
 # A stage may name these keys alone; every other key by its full path, such as "data.train". The temperature "search"
@@ -69,6 +70,13 @@ CONSTRAINTS: dict[str, Constraint] = {
     "stages": ("dicts of overrides", lambda value: all(isinstance(stage, Mapping) for stage in value)),
     "model.dtype": _one_of(DTYPES),
     "model.remat": _one_of(REMAT_POLICIES),
+    "model.lora_alpha": _POSITIVE,
+    "model.lora_targets": _tuple_of(
+        f"some of {', '.join(LORA_TARGETS)}, each once",
+        str,
+        lambda value: value and len({*value} & {*LORA_TARGETS}) == len(value),
+    ),
+    "model.lora_base": _one_of(("", *CODES)),
     "data.max_prompt_tokens": _AT_LEAST_ONE,
     "data.drop_by": _one_of(("mean", "last")),
     "data.mix": ("pairs (source, weight over 0), no source twice", lambda value: _is_mix(value)),
@@ -158,6 +166,8 @@ def check(config: ConfigDict) -> None:
     name, kept = found["optimizer.name"], found["optimizer.moments"]
     if kept != "float32" and name not in KEEPS_MOMENTS:
         raise UserError(f"config.optimizer.moments: expected float32, found {kept!r}; {name} keeps no others")
+    if found["model.lora_rank"] and name == "muon":
+        raise UserError("config.optimizer.name: muon is for whole kernels, which LoRA does not train; take adamw")
     if found["algorithm.importance_cap"] and found["algorithm.old_logprobs"] == "recorded":
         raise UserError(
             "config.algorithm.importance_cap: weights lead from the sampler to the trainer's old log-probs, but with "
@@ -182,6 +192,12 @@ def stages(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
         (stage.get("name", f"stage{i}"), override(config, {**_stage_overrides(stage, known), "stages": ()}))
         for i, stage in enumerate(map(dict, config.stages), 1)
     ]
+
+
+def lora(config: ConfigDict) -> Lora | None:
+    """The adapters that `config.model` asks for, without their base; None where it asks for none."""
+    c = config.model
+    return Lora(c.lora_rank, float(c.lora_alpha), tuple(c.lora_targets), c.lora_base) if c.lora_rank else None
 
 
 def check_followed(stages: Iterable[ConfigDict]) -> None:

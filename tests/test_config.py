@@ -45,6 +45,13 @@ def test_a_misspelt_key_in_a_config_file_or_a_stage_is_refused():
         ("algorithm.covariance_bounds", (5.0, 1.0), r"expected lower and upper, found \(5.0, 1.0\)"),
         ("training.profile_steps", (3, 2), r"expected first and last step, or none, found \(3, 2\)"),
         ("training.profile_steps", (4,), r"expected first and last step, or none, found \(4,\)"),
+        (
+            "model.lora_targets",
+            ("q_proj", "lm_head"),
+            r"expected some of q_proj, .*, each once, found \('q_proj', 'lm_",
+        ),
+        ("model.lora_targets", (), "expected some of q_proj"),
+        ("model.lora_base", "int4", "expected one of '', int8, fp8, found 'int4'"),
         ("difficulty.keep", (0.0, 0.9), r"expected pairs \(lowest, highest accuracy\), found \(0.0, 0.9\)"),
         ("difficulty.keep", ((0.9, 0.1),), r"expected pairs \(lowest, highest accuracy\), found \(\(0.9, 0.1\),\)"),
     ],
@@ -52,6 +59,11 @@ def test_a_misspelt_key_in_a_config_file_or_a_stage_is_refused():
 def test_wrong_types_and_values_are_refused(key, value, words):
     with pytest.raises(UserError, match=f"config.{key}: {words}"):
         configs.override(base.get_config(), {key: value})
+
+
+def test_muon_has_no_kernels_to_train_where_adapters_are_trained():
+    with pytest.raises(UserError, match=r"config.optimizer.name: muon is for whole kernels"):
+        configs.override(base.get_config(), {"model.lora_rank": 8, "optimizer.name": "muon"})
 
 
 def test_importance_weights_and_recorded_ratios_exclude_each_other():

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from polaris_jax.errors import UserError
-from polaris_jax.models.presets import ModelConfig, Yarn
+from polaris_jax.models.presets import LORA_TARGETS, Lora, ModelConfig, Yarn
+from polaris_jax.models.quantise import CODES
 from polaris_jax.models.rope import yarn_attention_factor
 from polaris_jax.models.transformer import REMAT_POLICIES
 
@@ -221,13 +222,27 @@ def config_from_json(text: str, where: str | Path = "model.json") -> ModelConfig
     try:
         data = json.loads(text)
         data["yarn"] = None if data["yarn"] is None else Yarn(**data["yarn"])
+        data["lora"] = _lora(data.get("lora"))
         config = ModelConfig(**data)
         described = config_to_hf(config, config.dtype)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not a model written by polaris_jax: {error}") from error
-    ours = {"dtype": config.dtype, "remat": config.remat, "known_tokens": config.known_tokens}
+    ours = {name: getattr(config, name) for name in ("dtype", "remat", "known_tokens", "lora")}
     sound = config.dtype in ("bfloat16", "float16", "float32") and config.remat in list(REMAT_POLICIES)
     same = config_from_hf(described, where).replace(**ours) == config  # says which size is none
     if not (sound and same and config.known_tokens in range(config.vocab_size)):
         raise UserError(f"{where}: not a model written by polaris_jax: {text}")
     return config
+
+
+def _lora(data: dict[str, Any] | None) -> Lora | None:
+    """Raises TypeError or KeyError where it is none."""
+    if data is None:
+        return None
+    lora = Lora(**data | {"targets": tuple(data["targets"])})
+    for name, kind in Lora.__annotations__.items():
+        if not isinstance(getattr(lora, name), {"int": int, "float": int | float, "str": str}.get(kind, tuple)):
+            raise TypeError(f"lora.{name}: found {getattr(lora, name)!r}")
+    if lora.rank < 1 or not set(lora.targets) <= set(LORA_TARGETS) or lora.weights not in ("", *CODES):
+        raise TypeError(f"lora: found {data}")
+    return lora

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,7 @@ from polaris_jax.hf import native
 from polaris_jax.hf.config import config_from_hf, read_json
 from polaris_jax.hf.hub import MODEL_FILES, resolve
 from polaris_jax.hf.names import Leaf, leaves
+from polaris_jax.models.lora import checksum, join, merge
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import param_shardings
@@ -31,13 +33,19 @@ _MOST_LISTED = 5  # problems in one message
 
 
 def load(
-    source: str | Path, *, mesh: Mesh | None = None, dtype: str = "bfloat16", step: int | None = None
+    source: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str = "bfloat16",
+    step: int | None = None,
+    param_dtype: str = "float32",
 ) -> tuple[ModelConfig, Any]:
-    """The model's config and its float32 parameters laid over `mesh` (default: the process's first device alone).
+    """The model's config and its parameters laid over `mesh` (default: the process's first device alone).
 
     source: a Hugging Face directory or hub name, a directory written by experiments/import_hf.py, or a training run's
-    directory. dtype: the compute dtype written into the config of a Hugging Face model; ours bring their own.
-    step: which checkpoint of a training run, default the newest.
+    directory; of a run with LoRA adapters and base come merged. dtype: the compute dtype written into the config of a
+    Hugging Face model; ours bring their own. step: which checkpoint of a training run, default the newest. param_dtype:
+    of the parameters.
 
     The host holds one parameter at a time beyond what the devices hold. Raises UserError, naming file and tensor,
     when anything is missing, left over, of another shape, or not a supported model. Buffers, such as
@@ -46,7 +54,11 @@ def load(
     directory = resolve(source, MODEL_FILES)
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     if native.is_native(directory):
-        return native.load_params(directory, mesh, step=step)
+        config, params = native.load_params(directory, mesh, step=step, param_dtype=param_dtype)
+        if config.lora is None:
+            return config, params
+        merged = merge(join(params, load_base(directory, config, mesh)), config.lora)
+        return config.replace(lora=None), jax.tree.map(lambda x: x.astype(param_dtype), merged)
     if step is not None:
         raise UserError(f"{directory}: step {step} asked for, but this is not a training run's directory")
     path = directory / "config.json"
@@ -57,10 +69,25 @@ def load(
         parameters = list(leaves(config))
         _check(directory, tensors, parameters, config)
         arrays = [
-            _place(leaf, tensors, sharding)
+            _place(leaf, tensors, sharding, jnp.dtype(param_dtype))
             for leaf, sharding in zip(parameters, jax.tree.leaves(shardings), strict=True)
         ]
     return config, jax.tree.unflatten(jax.tree.structure(shardings), arrays)
+
+
+def load_base(directory: Path, config: ModelConfig, mesh: Mesh) -> Any:
+    """The parameters, in the compute dtype, that the adapters of the run in `directory` belong to.
+
+    config: what its model.json says. Raises UserError where they cannot be had any more, or are others by now.
+    """
+    where = f"{directory}: its adapters belong to the base model {config.lora.base}"
+    try:
+        base = load(config.lora.base, mesh=mesh, param_dtype=config.dtype)[1]
+    except UserError as error:
+        raise UserError(f"{where}; put it back, or name its new place in model.json: {error}") from error
+    if checksum(base) != config.lora.checksum:
+        raise UserError(f"{where}, which has other weights now than when the run began; put those back")
+    return base
 
 
 class _Tensor:
@@ -143,15 +170,15 @@ def _check_tied(directory: Path, tensors: dict[str, _Tensor], rows: int = 4096) 
             )
 
 
-def _place(leaf: Leaf, tensors: dict[str, _Tensor], sharding: NamedSharding) -> jax.Array:
-    """The parameter as a float32 array; each device's part is read from the files by itself."""
+def _place(leaf: Leaf, tensors: dict[str, _Tensor], sharding: NamedSharding, dtype: np.dtype) -> jax.Array:
+    """The parameter as one array; each device's part is read from the files by itself."""
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         names = leaf.names[index[0]] if leaf.stacked else leaf.names
         block = index[1:] if leaf.stacked else index
         block = block[::-1] if leaf.transposed else block
         part = [range(size)[where] for size, where in zip(leaf.shape, index, strict=True)]
-        out = np.empty([len(axis) for axis in part], np.float32)
+        out = np.empty([len(axis) for axis in part], dtype)
         rows = out if leaf.stacked else out[None]
         for row, name in zip(rows, names, strict=True):
             values = tensors[name][block]

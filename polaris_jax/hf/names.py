@@ -55,8 +55,8 @@ class Leaf:
 
 
 def leaves(config: ModelConfig) -> Iterator[Leaf]:
-    """Every parameter of the model, in the order of a flattened tree."""
-    abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    """Every parameter of the model, in the order of a flattened tree; of one with LoRA, of its base."""
+    abstract = nn.unbox(jax.eval_shape(lambda: init_params(config.replace(lora=None), jax.random.key(0))))
     for keys, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
         path = "/".join(key.key for key in keys)
         stacked = path.startswith("layers/")

@@ -3,7 +3,7 @@
 DIR/model.json                    the model's shape (hf.config_to_json)
 DIR/tokenizer/                    a Hugging Face tokenizer, with generation_config.json where there was one
 DIR/params/                       the parameters (orbax), or, in a run's directory,
-DIR/checkpoints/STEP/state/       the training state, of which `params` is read
+DIR/checkpoints/STEP/state/       the training state, of which `params` is read; of a run with LoRA, its adapters
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from polaris_jax.errors import UserError
 from polaris_jax.files import CHECKSUMS, damage
 from polaris_jax.hf.config import config_from_json, config_to_json, read_json
+from polaris_jax.models.lora import split
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import init_params
-from polaris_jax.sharding.rules import param_shardings
+from polaris_jax.sharding.rules import param_shapes, param_shardings
 
 
 def is_native(directory: Path) -> bool:
@@ -39,18 +39,21 @@ def save_params(params: Any, config: ModelConfig, directory: Path) -> None:
         checkpointer.save(directory.absolute() / "params", params)
 
 
-def load_params(directory: Path, mesh: Mesh, *, step: int | None = None) -> tuple[ModelConfig, Any]:
-    """The config, and the float32 parameters laid over `mesh`. step: which checkpoint of a run, default the newest.
+def load_params(
+    directory: Path, mesh: Mesh, *, step: int | None = None, param_dtype: str = "float32"
+) -> tuple[ModelConfig, Any]:
+    """The config, and the parameters laid over `mesh`, or, of a run with LoRA, its adapters.
 
-    Raises UserError where there is no such checkpoint or it does not fit model.json.
+    step: which checkpoint of a run, default the newest. param_dtype: of the parameters; adapters are float32. Raises
+    UserError where there is no such checkpoint or it does not fit model.json.
     """
     path = directory / "model.json"
     config = config_from_json(json.dumps(read_json(path)), path)
-    abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    dtype = jnp.dtype("float32" if config.lora else param_dtype)
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        param_shardings(config, mesh),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+        split(param_shapes(config))[0],
+        split(param_shardings(config, mesh))[0],
     )
     if step is None and (directory / "params").is_dir():
         return config, _restore(directory / "params", abstract)

@@ -18,7 +18,18 @@ def update_flops(model: ModelConfig, batches: Sequence[PackedBatch]) -> float:
         tokens += int(real.sum())
         trained += int(np.count_nonzero(batch.mask))
         pairs += int((np.asarray(batch.positions)[real].astype(np.int64) + 1).sum())
-    return 3 * forward_flops(model, tokens, pairs, trained)
+    return train_flops(model, tokens, pairs, trained)
+
+
+def train_flops(model: ModelConfig, tokens: float, pairs: float, unembedded: float | None = None) -> float:
+    """Of a forward and backward pass, arguments as in `forward_flops`: three times the forward pass.
+
+    Of a frozen base the backward pass computes no gradient, and so half as much; adapters are trained as all else is.
+    """
+    forward = forward_flops(model, tokens, pairs, unembedded)
+    if model.lora is None:
+        return 3 * forward
+    return 2 * forward + forward_flops(model, 0, pairs) + 3 * 2.0 * model.num_adapter_parameters * tokens
 
 
 def forward_flops(model: ModelConfig, tokens: float, pairs: float, unembedded: float | None = None) -> float:

@@ -10,20 +10,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from polaris_jax.ops.matmul import biased, matmul, scaled
+from polaris_jax.models.presets import Lora
+from polaris_jax.ops.matmul import biased, frozen_matmul, matmul, scaled
 
 
 class Linear(nn.Module):
     """`x @ kernel (+ bias)` of x [..., in], in `dtype`: [..., features].
 
     axes: logical names of the kernel's two axes. The kernel may be codes, with the scale of each column in
-    `kernel_scale` (rollout/quantise.py).
+    `kernel_scale` (models/quantise.py). lora: the kernel is frozen, and where the layer is a target, the parameters may
+    hold an adapter beside it: `lora_a` [in, rank] and `lora_b` [rank, features], which begins at 0.
     """
 
     features: int
     axes: tuple[str, str]
     dtype: str
     use_bias: bool = False
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -31,10 +34,17 @@ class Linear(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         scale = self.get_variable("params", "kernel_scale", None)
         x_ND = x.reshape(-1, x.shape[-1])
-        if scale is None:
-            y = matmul(x_ND, kernel, self.dtype)
-        else:
-            y = (matmul(x_ND, kernel, "float32") * scale).astype(self.dtype)
+        trained = self.lora is None and scale is None
+        y = matmul(x_ND, kernel, self.dtype) if trained else frozen_matmul(x_ND, kernel, scale)
+        target = self.lora is not None and f"{self.name}_proj" in self.lora.targets
+        if target and (self.is_initializing() or self.has_variable("params", "lora_a")):
+            # as peft begins: A evenly within 1 / sqrt(in), B at 0, so that the model is the base's at first
+            even = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            init = nn.with_logical_partitioning(even, (self.axes[0], "lora"))
+            a_Dr = self.param("lora_a", init, (x.shape[-1], self.lora.rank), jnp.float32)
+            init = nn.with_logical_partitioning(nn.initializers.zeros, ("lora", self.axes[1]))
+            b_rF = self.param("lora_b", init, (self.lora.rank, self.features), jnp.float32)
+            y += self.lora.alpha / self.lora.rank * matmul(matmul(x_ND, a_Dr, self.dtype), b_rF, self.dtype)
         y = checkpoint_name(y, "projection")
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])

@@ -17,6 +17,27 @@ class Yarn:
     beta_slow: float = 1.0
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside the projections of a frozen base model (LoRA, arXiv 2106.09685).
+
+    rank, alpha: an adapter adds (alpha / rank) x A B to what its projection makes of x. targets: projections that have
+    one, of `LORA_TARGETS`. weights: "" where the base is kept in the compute dtype, else what its kernels are quantised
+    to, a name of `quantise.CODES`. base: directory or hub name that the base is loaded from. checksum: `lora.checksum`
+    of what was found there.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    weights: str = ""
+    base: str = ""
+    checksum: int = 0
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides what the transformer computes; names as in Hugging Face's `config.json`.
@@ -26,6 +47,7 @@ class ModelConfig:
     remat: which activations the backward pass keeps, a name of `transformer.REMAT_POLICIES`.
     known_tokens: ids from here on are rows of the vocabulary that the tokenizer has no token for: they are never
         sampled, and no part of any softmax; 0: there are none.
+    lora: the adapters that are trained in place of the model itself; None: all of it is trained.
     """
 
     vocab_size: int
@@ -45,6 +67,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     remat: str = "none"
     known_tokens: int = 0
+    lora: Lora | None = None
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed."""
@@ -52,7 +75,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters, the unembedding counted once when tied."""
+        """Number of parameters, the unembedding counted once when tied, without adapters."""
         d, f, qd, kd = (
             self.hidden_size,
             self.intermediate_size,
@@ -63,6 +86,20 @@ class ModelConfig:
         block += 2 * self.head_dim if self.qk_norm else 0
         block += qd + 2 * kd if self.attention_bias else 0
         return self.num_hidden_layers * block + d + self.vocab_size * d * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def num_adapter_parameters(self) -> int:
+        """Number of parameters of LoRA's adapters."""
+        if self.lora is None:
+            return 0
+        d, f, qd, kd = (
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads * self.head_dim,
+            self.num_key_value_heads * self.head_dim,
+        )
+        both = dict(zip(LORA_TARGETS, (d + qd, d + kd, d + kd, qd + d, d + f, d + f, f + d), strict=True))
+        return self.num_hidden_layers * self.lora.rank * sum(both[target] for target in self.lora.targets)
 
 
 def _qwen3(layers: int, hidden: int, mlp: int, heads: int, *, tied: bool) -> ModelConfig:

@@ -49,9 +49,9 @@ class Attention(nn.Module):
             y.reshape(B, T, -1, d)
             for y in project(
                 x_BTD,
-                Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, name="q"),
-                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="k"),
-                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, name="v"),
+                Linear(heads * d, ("embed", "heads"), c.dtype, c.attention_bias, c.lora, name="q"),
+                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, c.lora, name="k"),
+                Linear(kv_heads * d, ("embed", "kv"), c.dtype, c.attention_bias, c.lora, name="v"),
             )
         )
         if c.qk_norm:
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         out_BTHd, cache = self.attend(q_BTHd, k_BTKd, v_BTKd, positions_BT, segment_ids_BT, cache, layer)
         out_BTHd = checkpoint_name(out_BTHd, "attention")
         out_BTN = out_BTHd.reshape(B, T, heads * d)
-        return Linear(D, ("heads", "embed"), c.dtype, name="o")(out_BTN), cache
+        return Linear(D, ("heads", "embed"), c.dtype, lora=c.lora, name="o")(out_BTN), cache
 
 
 class Mlp(nn.Module):
@@ -76,10 +76,11 @@ class Mlp(nn.Module):
         c = self.config
         gate_BTF, up_BTF = project(
             x_BTD,
-            Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="gate"),
-            Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, name="up"),
+            Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, lora=c.lora, name="gate"),
+            Linear(c.intermediate_size, ("embed", "mlp"), c.dtype, lora=c.lora, name="up"),
         )
-        return Linear(c.hidden_size, ("mlp", "embed"), c.dtype, name="down")(nn.silu(gate_BTF) * up_BTF)
+        down = Linear(c.hidden_size, ("mlp", "embed"), c.dtype, lora=c.lora, name="down")
+        return down(nn.silu(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):
@@ -198,6 +199,6 @@ def unembed(hidden: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Any:
-    """Random float32 parameters, boxed with their logical axis names (`flax.linen.Partitioned`)."""
+    """Random float32 parameters with their adapters, boxed with their logical axis names (`flax.linen.Partitioned`)."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     return Transformer(config).init(key, tokens, tokens, tokens)["params"]

@@ -34,6 +34,26 @@ def _backward(dtype, operands, d_out):
 matmul.defvjp(_forward, _backward)
 
 
+@jax.custom_vjp
+def frozen_matmul(x: jax.Array, y: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+    """`x @ y`, or `x @ y * scale` of codes y [K, N] and float32 scales [N], of x [M, K]; in the dtype of x.
+
+    Only x has a gradient, and nothing but the parameters is kept for it. Sums of products with codes are float32.
+    """
+    if scale is None:
+        return matmul(x, y, x.dtype)
+    return (matmul(x, y, "float32") * scale).astype(x.dtype)
+
+
+def _frozen_backward(parameters, d_out):
+    y, scale = parameters
+    d_out = d_out if scale is None else (d_out * scale).astype(d_out.dtype)
+    return matmul(d_out, y.mT, d_out.dtype), None, None
+
+
+frozen_matmul.defvjp(lambda x, y, scale=None: (frozen_matmul(x, y, scale), (y, scale)), _frozen_backward)
+
+
 def transposed_matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     """`x.mT @ y` of [..., N, K] and [..., N, M], float32.
 

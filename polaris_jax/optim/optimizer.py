@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from polaris_jax.optim import offload
 from polaris_jax.optim.adam import scale_by_adam
 from polaris_jax.optim.moments import Blocks
-from polaris_jax.optim.pieces import in_pieces, sum_in_pieces
+from polaris_jax.optim.pieces import piecewise, sum_in_pieces
 from polaris_jax.sharding.rules import replicated
 
 FIRST_LOSS_SCALE, LEAST_LOSS_SCALE = 2.0**16, 2.0  # float16 only; of a loss that is a mean
@@ -188,7 +188,7 @@ def apply_gradients(
         kept = jax.tree.map(lambda new, old: jnp.where(learn, new, old), new, inner)
         return optax.apply_updates(params, updates), kept, optax.tree.norm(updates, squared=True)
 
-    params, inner, moved = in_pieces(change, params, grads, state.inner, learn, piece_bytes)
+    params, inner, moved = piecewise(change, params, grads, state.inner, learn, piece_bytes)
     scale, finite_in_a_row = _next_scale(state.loss_scale, overflow, jnp.where(learn, state.finite_in_a_row + 1, 0))
     skipped = (~learn & ~overflow).astype(jnp.int32)
     skipped_in_a_row = jnp.where(learn, 0, state.skipped_in_a_row + skipped)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 Changed = tuple[Any, Any, jax.Array]  # parameters, state, and a float32 number
 
 
-def in_pieces(change: Callable, params: Mapping, grads: Mapping, state: Any, learn: jax.Array, most: float) -> Changed:
+def piecewise(change: Callable, params: Mapping, grads: Mapping, state: Any, learn: jax.Array, most: float) -> Changed:
     """`change(params, grads, state, piece) -> Changed`, of which nothing is taken where learn is False.
 
     An array of params with more than `most` bytes is cut along its first axis, and its pieces are changed one after the

@@ -14,14 +14,13 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from polaris_jax.errors import UserError
+from polaris_jax.models import lora
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import init_params
 from polaris_jax.optim.optimizer import init_opt_state
 from polaris_jax.rl.packing import rows_of
 from polaris_jax.rollout import replica
@@ -33,7 +32,7 @@ from polaris_jax.rollout.programs import Chunks, Program, Slots
 from polaris_jax.rollout.sampling import Numbers, Sampling, split
 from polaris_jax.rollout.weight_sync import WeightSync, replica_meshes
 from polaris_jax.sharding.rows import row_groups
-from polaris_jax.sharding.rules import param_shardings, replicated, rows_sharding
+from polaris_jax.sharding.rules import param_shapes, param_shardings, replicated, rows_sharding
 from polaris_jax.training.state import TrainState, stage_optimizer, state_shardings
 from polaris_jax.training.update import make_accumulate, make_apply, make_logprobs
 from polaris_jax.types import PackedBatch
@@ -104,7 +103,8 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
     """What an update runs: see `lower_all`."""
     shardings = state_shardings(model, config, mesh)
     params = _params(model, shardings.params)
-    start = jax.eval_shape(lambda params: init_opt_state(stage_optimizer(config), params, model.dtype), params)
+    trained, _ = lora.split(params)
+    start = jax.eval_shape(lambda trained: init_opt_state(stage_optimizer(config), trained, model.dtype), trained)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = jax.tree.map(_laid, TrainState(step, params, start), shardings)
     accumulate, scalar = make_accumulate(model, config, mesh), jax.ShapeDtypeStruct((), jnp.float32)
@@ -118,10 +118,10 @@ def lower_training(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
         olds = {"old_logprobs": several, "reference_logprobs": with_kl}
         rows = rows._replace(**{name: rows.advantages for name, used in olds.items() if used})
         rest = params, rows, scalar, scalar, scalar, scalar
-        lowered[f"accumulate/{length}"] = accumulate.lower(params, *rest)
-    totals = jax.tree.map(partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(params, *rest)[1])
+        lowered[f"accumulate/{length}"] = accumulate.lower(trained, *rest)
+    totals = jax.tree.map(partial(_laid, sharding=replicated(mesh)), accumulate.eval_shape(trained, *rest)[1])
     usable = jax.ShapeDtypeStruct((), jnp.bool_)
-    return lowered | {"apply": make_apply(model, config, mesh).lower(state, params, totals, scalar, usable)}
+    return lowered | {"apply": make_apply(model, config, mesh).lower(state, trained, totals, scalar, usable)}
 
 
 def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[str, jax.stages.Lowered]:
@@ -155,8 +155,7 @@ def lower_sampling(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> dict[s
 
 
 def _params(model: ModelConfig, shardings: Any) -> Any:
-    shapes = jax.eval_shape(lambda: nn.unbox(init_params(model, jax.random.key(0))))
-    return jax.tree.map(_laid, shapes, shardings)
+    return jax.tree.map(_laid, param_shapes(model), shardings)
 
 
 def _rows(count: int, length: int, mesh: Mesh) -> PackedBatch:

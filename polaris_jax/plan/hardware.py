@@ -42,12 +42,15 @@ def _tpu(tera: float, gib: float, bandwidth: float, link: float) -> Hardware:
     return Hardware({"bfloat16": tera * 1e12, "float32": tera * 1e12}, gib * 2**30, bandwidth, 4, link, link)
 
 
-# GPUs: NVIDIA's data sheets of the SXM cards; float32 is TF32, JAX's default there; memory as nvidia-smi shows it;
-# NVLink one way; one 400 Gbit/s network card a GPU (200 for the A100); PCIe one way, 16 lanes of generation 5 (of the
-# A100: 4). TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory as the compiler grants it; all links of a chip
-# together, one way; machines of four chips, as in larger slices; the way to the host is not published, 16 lanes of PCIe
-# of generation 3 are assumed.
+# GPUs: NVIDIA's data sheets, of the SXM cards where there are some; float32 is TF32, JAX's default there; memory as
+# nvidia-smi shows it; NVLink one way, of the cards of 24 and 48 GB (rtx4090, l40s) PCIe 4; one 400 Gbit/s network card
+# a GPU (200 for the A100, 100 for those two); PCIe one way, 16 lanes of generation 5 (of the A100 and those two: 4).
+# TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory as the compiler grants it; all links of a chip together, one
+# way; machines of four chips, as in larger slices; the way to the host is not published, 16 lanes of PCIe of
+# generation 3 are assumed.
 HARDWARE = {
+    "rtx4090": _gpu(165, 83, 24.0, 1.008e12, 32e9, 12.5e9, 32e9),
+    "l40s": _gpu(362, 183, 45.0, 0.864e12, 32e9, 12.5e9, 32e9),
     "a100": _gpu(312, 156, 80.0, 2.04e12, 300e9, 25e9, 32e9),
     "h800": _gpu(989, 495, 79.6, 3.35e12, 200e9, 50e9, 64e9),
     "h100": _gpu(989, 495, 79.6, 3.35e12, 450e9, 50e9, 64e9),

@@ -24,7 +24,7 @@ SMALLER_STATE = "config.optimizer.moments=int8 or config.optimizer.offload=True"
 CHEAPER = {  # what makes a phase smaller
     **dict.fromkeys(SAMPLING, "lower config.rollout.slots, or set config.rollout.cache_gib"),
     "gradients": f"lower config.updates.rows, set config.model.remat=full, {SMALLER_STATE}",
-    "apply": f"set {SMALLER_STATE}, or spread the parameters over more devices",
+    "apply": f"set {SMALLER_STATE}, train adapters (config.model.lora_rank=16), or take more devices",
 }
 
 
@@ -49,12 +49,13 @@ def needs(config: ConfigDict, job: str) -> tuple[float, str]:
     Raises UserError where the config is wrong or its model unknown.
     """
     configs.check(config)
-    model = model_shape(_with_shape(config))
-    if model.remat == "offload" and not _own_memory():
-        model = model.replace(remat="full")
+    known = _with_shape(config)
     fullest = []
-    for _, stage in configs.stages(config):
+    for _, stage in configs.stages(known):
         stage = _as_planned(stage, job)
+        model = model_shape(stage)
+        if model.remat == "offload" and not _own_memory():
+            model = model.replace(remat="full")
         mesh = plan_mesh(stage.mesh, jax.device_count() - stage.rollout.devices)
         memory = phase_memory(model, stage, mesh, jax.local_devices()[0].platform)
         for phase in JOBS[job]:
@@ -79,7 +80,7 @@ def _as_planned(config: ConfigDict, job: str) -> ConfigDict:
     if not _own_memory():  # the host's is the same, and what is moved there stays
         config.optimizer.offload = False
     if job == "evaluation":
-        config.rollout = engine_config(config)
+        config.rollout, config.model.lora_rank = engine_config(config), 0
     if job == "SFT":
         config.algorithm.kl, config.rollout.samples = 0.0, 2
         config.rollout.prompts = math.ceil(config.sft.batch_size / 2)

@@ -17,7 +17,9 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from polaris_jax.errors import UserError
+from polaris_jax.models.lora import join, split
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.quantise import weight_bytes
 from polaris_jax.models.rope import rope_tables
 from polaris_jax.models.transformer import REMAT_POLICIES, Block
 from polaris_jax.ops.attention import DENSE, packed_attention
@@ -28,7 +30,6 @@ from polaris_jax.optim.pieces import piece_count
 from polaris_jax.rollout.kv_pages import pages_for
 from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.pools import page_bytes, pool_pages
-from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.replica import PREFILL_CHUNKS, PREFILL_TOKENS, bucket
 from polaris_jax.sharding.mesh import AXES, axis_sizes
 from polaris_jax.sharding.rows import row_groups
@@ -59,21 +60,22 @@ def phase_memory(
     """Bytes on a device, by phase and component.
 
     weights, moments: the training state, which stays all through the step, but for moments that `optimizer.offload`
-    keeps on the host (`host_memory`). reference: of the KL term. sampler: its weights, as `rollout.weights` says,
-    without those of the trainer that it reads. cache: the page pool. gradients: summed and new ones. activations: kept
-    for the backward pass. workspace: all else that a program needs at once. platform: of the devices, "tpu", "gpu" or
-    "cpu". Raises UserError where a parameter does not split evenly over the mesh.
+    keeps on the host (`host_memory`); with LoRA its base is among the weights. reference: of the KL term. sampler: its
+    weights, as `rollout.weights` says, without those of the trainer that it reads. cache: the page pool. gradients:
+    summed and new ones. activations: kept for the backward pass. workspace: all else that a program needs at once.
+    platform: of the devices, "tpu", "gpu" or "cpu". Raises UserError where a parameter does not split evenly over the
+    mesh.
     """
     way = PLATFORMS[platform]
     item = jnp.dtype(model.dtype).itemsize
-    weights = parameter_bytes(model, mesh, MASTER)
+    trained, frozen = state_weights(model, mesh)
     replica = AbstractMesh(tuple(mesh.shape[a] if a == "tensor" else 1 for a in AXES), AXES, axis_types=mesh.axis_types)
-    state = {"weights": weights}
+    state = {"weights": trained + frozen}
     if not config.optimizer.offload:
         state["moments"] = moment_bytes(model.replace(remat="none"), mesh, FrozenConfigDict(config.optimizer))
-    if config.algorithm.kl:
-        state["reference"] = weights
-    shared = way.shares(model, mesh, config.rollout.weights)
+    if config.algorithm.kl and model.lora is None:
+        state["reference"] = trained
+    shared = model.lora is None and way.shares(model, mesh, config.rollout.weights)
     sampler = 0.0 if shared else parameter_bytes(model, replica, item)
     if config.rollout.weights:
         sampler *= weight_bytes(model, config.rollout.weights) / weight_bytes(model, "")
@@ -86,13 +88,13 @@ def phase_memory(
     if added := adds_in_place(model, mesh):
         workspace += MASTER * model.vocab_size * model.hidden_size  # the unembedding's gradient, before it is added
     return {
-        "weight sync": sampling | {"workspace": 0.0 if shared else float(_largest(model, replica) * item)},
+        "weight sync": sampling | {"workspace": 0.0 if shared else _weight_sync(model, replica)},
         "prefill": cached | {"workspace": _prefill(model, mesh)},
         "decode": cached | {"workspace": _decode(model, config, mesh) + gathered},
         "gradients": state
         | kept
-        | {"gradients": (1 if added else 2) * weights, "activations": activations, "workspace": workspace},
-        "apply": state | kept | {"gradients": weights, "workspace": _apply(model, mesh, platform)},
+        | {"gradients": (1 if added else 2) * trained, "activations": activations, "workspace": workspace},
+        "apply": state | kept | {"gradients": trained, "workspace": _apply(model, mesh, platform)},
     }
 
 
@@ -114,7 +116,9 @@ def host_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> d
 def _apply(model: ModelConfig, mesh: AbstractMesh, platform: str) -> float:
     """What the optimizer computes of the parameters that it updates at once, or of the largest piece."""
     most, at_once, piece = apply_piece(mesh, platform), 0.0, 0.0
-    for x, size in zip(_shapes(model), _shard_sizes(model.replace(remat="none"), mesh), strict=True):
+    model = model.replace(remat="none")
+    shapes = jax.tree.leaves(split(param_shapes(model))[0])
+    for x, (size, _) in zip(shapes, _shards(model, mesh)[0], strict=True):
         count = piece_count(x, most)
         at_once, piece = at_once + size * (count == 1), max(piece, size / count * (count > 1))
     return MASTER * (APPLY_COPIES * at_once + PIECE_COPIES * piece)
@@ -132,22 +136,33 @@ def sequence_pages(config: ConfigDict) -> int:
 
 
 def parameter_bytes(model: ModelConfig, mesh: AbstractMesh, item: int) -> float:
-    """Bytes of all parameters on one device, `item` each, laid out by the rules table."""
-    return item * sum(_shard_sizes(model.replace(remat="none"), mesh))
+    """Bytes of all parameters on one device, `item` each, laid out by the rules table; of no adapters."""
+    return item * sum(size for size, _ in _shards(model.replace(remat="none", lora=None), mesh)[0])
 
 
-def _largest(model: ModelConfig, mesh: AbstractMesh) -> int:
-    return max(_shard_sizes(model.replace(remat="none"), mesh))
+def state_weights(model: ModelConfig, mesh: AbstractMesh) -> tuple[float, float]:
+    """Bytes on one device of the parameters that are trained, and of a frozen base as the trainer keeps it."""
+    parts = _shards(model.replace(remat="none"), mesh)
+    trained, frozen = (float(sum(size * item for size, item in part)) for part in parts)
+    return trained, frozen
+
+
+def _weight_sync(model: ModelConfig, replica: AbstractMesh) -> float:
+    """The largest parameter, before and after it is laid out; adapters are merged layer by layer, in float32."""
+    if model.lora is not None:
+        return MASTER * block_parameters(one_device(model, replica.shape["tensor"]))
+    largest = max(size for size, _ in _shards(model.replace(remat="none"), replica)[0])
+    return largest * jnp.dtype(model.dtype).itemsize
 
 
 @cache
 def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfigDict) -> float:
     """Bytes of what the optimizer keeps beside the parameters, its moments, on one device."""
-    chain, shapes = make_optimizer(optimizer, 1), nn.unbox(param_shapes(model))
+    chain, shapes = make_optimizer(optimizer, 1), split(param_shapes(model))[0]
     laid: list[Any] = []
 
     def init(shapes):  # traced, since optax makes scalars of the state where it lays it out
-        laid.append(opt_state_shardings(chain, shapes, param_shardings(model, mesh), mesh).inner)
+        laid.append(opt_state_shardings(chain, shapes, split(param_shardings(model, mesh))[0], mesh).inner)
         return chain.init(shapes)
 
     kept = jax.eval_shape(init, shapes)
@@ -155,15 +170,16 @@ def moment_bytes(model: ModelConfig, mesh: AbstractMesh, optimizer: FrozenConfig
     return float(sum(math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize for x, where in arrays))
 
 
-def _shapes(model: ModelConfig) -> list[jax.ShapeDtypeStruct]:
-    return jax.tree.leaves(nn.unbox(param_shapes(model.replace(remat="none"))))
-
-
 @cache
-def _shard_sizes(model: ModelConfig, mesh: AbstractMesh) -> list[int]:
-    shardings = jax.tree.leaves(param_shardings(model, mesh))
+def _shards(model: ModelConfig, mesh: AbstractMesh) -> list[list[tuple[int, int]]]:
+    """Size on one device, and bytes of an item, of each parameter that is trained, and of each that is frozen."""
+    parts = zip(split(param_shapes(model)), split(param_shardings(model, mesh)), strict=True)
+
+    def one(x: jax.ShapeDtypeStruct, sharding: Any) -> tuple[int, int]:
+        return math.prod(sharding.shard_shape(x.shape)), x.dtype.itemsize
+
     try:
-        return [math.prod(sharding.shard_shape(x.shape)) for x, sharding in zip(_shapes(model), shardings, strict=True)]
+        return [list(map(one, *map(jax.tree.leaves, part))) for part in parts]
     except ValueError as error:
         raise UserError(f"config.mesh: {dict(mesh.shape)} does not split the parameters evenly: {error}") from error
 
@@ -187,7 +203,8 @@ def backward_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, 
     gathered = 0
     if mesh.shape["fsdp"] > 1:  # the embedding and its gradient, and two layers: one in use, one on its way
         table = model.vocab_size * model.hidden_size // tensor
-        gathered = 2 * MASTER * table + 2 * (MASTER + item) * block_parameters(local)
+        master, both = (MASTER, 2) if model.lora is None else (item, 1)  # a frozen table has no gradient
+        gathered = both * master * table + 2 * (master + item) * block_parameters(local)
     return kept, max(layer, logits) + gathered + _rows_bytes(config, mesh)
 
 
@@ -258,8 +275,10 @@ def _block_shapes(model: ModelConfig, tokens: int = PROBE) -> tuple[list[Any], l
         return nn.unbox(layer.init(jax.random.key(0), (x_BTD, None), *rest(integers_BT))["params"])
 
     def kept(params, x_BTD, integers_BT):
-        run = lambda params, x: layer.apply({"params": params}, (x, None), *rest(integers_BT))[0][0]  # noqa: E731
-        return jax.vjp(run, params, x_BTD)[1]
+        trained, frozen = split(params)
+        whole = lambda trained: {"params": join(trained, frozen)}  # noqa: E731
+        run = lambda trained, x: layer.apply(whole(trained), (x, None), *rest(integers_BT))[0][0]  # noqa: E731
+        return jax.vjp(run, trained, x_BTD)[1]
 
     params = jax.eval_shape(init, x_BTD, integers_BT)
     leaves = jax.tree.leaves(jax.eval_shape(kept, params, x_BTD, integers_BT))

@@ -137,7 +137,7 @@ def model_shape(config: ConfigDict) -> ModelConfig:
                 f"preset is {c.preset!r}"
             )
         model = PRESETS[max(named, key=len)]
-    return model.replace(dtype=c.dtype, remat=c.remat)
+    return model.replace(dtype=c.dtype, remat=c.remat, lora=configs.lora(config))
 
 
 def plan_stage(

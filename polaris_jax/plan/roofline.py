@@ -15,8 +15,9 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from polaris_jax.errors import UserError
-from polaris_jax.models.flops import forward_flops
+from polaris_jax.models.flops import forward_flops, train_flops
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.quantise import weight_bytes
 from polaris_jax.plan.hardware import Hardware
 from polaris_jax.plan.memory import (
     MASTER,
@@ -24,11 +25,10 @@ from polaris_jax.plan.memory import (
     host_memory,
     kept_bytes,
     one_device,
-    parameter_bytes,
+    state_weights,
     tokens_on_device,
 )
 from polaris_jax.rollout.pools import page_bytes
-from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import AXES
 from polaris_jax.sharding.rows import row_groups
 
@@ -79,16 +79,16 @@ def lengths(limit: int, mean_response: float) -> tuple[float, float]:
 def phase_work(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assumed: Assumptions) -> dict[str, Work]:
     """The work of each phase of `memory.PHASES` in one step."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    shard, sampler = parameter_bytes(model, mesh, MASTER), weight_bytes(model, config.rollout.weights) / tensor
+    (trained, frozen), sampler = state_weights(model, mesh), weight_bytes(model, config.rollout.weights) / tensor
     prompts = replica_sequences(config, mesh) // config.rollout.samples
     prefill = forward_flops(model, prompts * assumed.prompt, prompts * assumed.prompt**2 / 2) / tensor
     return {
-        "weight sync": Work(bytes=shard + sampler, sent={"fsdp": sampler * (fsdp - 1) / fsdp}),
+        "weight sync": Work(bytes=trained + frozen + sampler, sent={"fsdp": sampler * (fsdp - 1) / fsdp}),
         "prefill": Work(flops=prefill, useful=prefill, bytes=sampler),
         "decode": _decode(model, config, mesh, assumed),
         "gradients": _gradients(model, config, mesh, assumed),
         # reads weights, gradients and two moments, writes all but the gradients
-        "apply": Work(bytes=7 * shard, host=2 * host_memory(model, config, mesh).get("moments", 0.0)),
+        "apply": Work(bytes=7 * trained, host=2 * host_memory(model, config, mesh).get("moments", 0.0)),
     }
 
 
@@ -140,26 +140,28 @@ def _gradients(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, assum
     sequences = config.rollout.prompts * config.rollout.samples
     tokens = sequences * (assumed.prompt + mean)
     pairs = sequences * (assumed.prompt**2 + 2 * assumed.prompt * mean + square) / 2
-    forward, attention = forward_flops(model, tokens, pairs), forward_flops(model, 0, pairs)
+    attention = forward_flops(model, 0, pairs)
     # beside what remat computes again: logits, chunk by chunk, and the scores of attention, block by block
     again = recomputed_flops(model, tokens, pairs) + 2.0 * model.vocab_size * D * tokens + attention / 2
     groups, padding = row_groups(mesh), 1 / assumed.packing  # slots for each token
-    useful = 3 * forward / mesh.size
-    flops = (3 * forward + again) / mesh.size * padding
+    whole = train_flops(model, tokens, pairs)
+    useful, flops = whole / mesh.size, (whole + again) / mesh.size * padding
 
     slots = tokens * padding / (groups * shape["context"])
     row = max(config.updates.row_lengths)
     calls = math.ceil(slots / tokens_on_device(config, mesh, row))
     local = one_device(model, shape["tensor"])
-    shard, whole = parameter_bytes(model, mesh, MASTER), MASTER * model.num_parameters / shape["tensor"]
-    layers = model.num_hidden_layers
+    (trained, frozen), layers = state_weights(model, mesh), model.num_hidden_layers
+    computed = item * model.num_parameters / shape["tensor"]  # bytes of weights in the compute dtype
+    stored = frozen * shape["fsdp"] if model.lora else MASTER * computed / item
+    learnt = MASTER * (model.num_adapter_parameters if model.lora else model.num_parameters) / shape["tensor"]
     touched = 2 * kept_bytes(local.replace(remat="none"), row)  # written, and read again
     passes = 2 if model.remat == "none" else 3  # over the weights
-    read = calls * (passes * whole * item / MASTER + 4 * shard) + slots * layers * touched
+    read = calls * (passes * computed + 4 * trained) + slots * layers * touched
     ring = {axis: (shape[axis] - 1) / shape[axis] for axis in AXES}
     sent = {
-        "fsdp": calls * 3 * whole * ring["fsdp"],  # weights for both passes, gradients back; float32
-        "data": calls * 2 * shard * ring["data"],
+        "fsdp": calls * (2 * stored + learnt) * ring["fsdp"],  # weights for both passes, gradients back
+        "data": calls * 2 * trained * ring["data"],
         "tensor": slots * layers * 2 * passes * 2 * D * item * ring["tensor"],
         "context": slots * layers * (passes + 1) * 2 * local.num_key_value_heads * model.head_dim * item
         * shape["context"] * ring["context"],

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from polaris_jax import supervision
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import ModelConfig, Yarn
+from polaris_jax.models.quantise import weight_bytes
 from polaris_jax.rollout.kv_pages import PagePool, pages_for
 from polaris_jax.rollout.metrics import GenerateCall
 from polaris_jax.rollout.platforms import PLATFORMS
 from polaris_jax.rollout.pools import new_pool, page_bytes, pool_pages
 from polaris_jax.rollout.programs import Pages
-from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.rollout.records import Response
 from polaris_jax.rollout.replica import Programs, Queue, Replica, bucket, deal, finish_first
 from polaris_jax.rollout.sampling import Sampling, sequence_key

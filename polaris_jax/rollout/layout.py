@@ -16,20 +16,20 @@ JOINED = {"attention": ("q", "k", "v"), "mlp": ("gate", "up")}  # linear layers 
 
 
 def lay_out(model: ModelConfig, params: Any, *, join: bool, transpose: bool) -> Any:
-    """The model's parameters as the sampler's programs want them: a list of layers.
+    """The model's parameters as the sampler's programs want them: a list of layers, which they may be already.
 
     join: with the kernels that share an input side by side in `joined`, one product each; not where they are sharded.
     transpose: with the unembedding also as `scorer_DV`.
     """
     extra = transposed(model, params) if transpose else {}
-    layers = unstack(params["layers"])
+    layers = params["layers"] if isinstance(params["layers"], list) else unstack(params["layers"])
     if join:
         layers = [_join(layer, lambda *x: jnp.concatenate(x, axis=-1)) for layer in layers]
     return params | {"layers": layers} | extra
 
 
 def transposed(model: ModelConfig, params: Any) -> dict[str, jax.Array]:
-    """The unembedding with the vocabulary along its last axis, as products with few rows read it fastest on a CPU."""
+    """The unembedding with the vocabulary along its last axis, for products with few rows."""
     return {"scorer_DV": unembedding(params, model).T}
 
 

@@ -10,10 +10,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polaris_jax.compilations import Compilations
+from polaris_jax.models.lora import merge
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.quantise import map_kernels, quantise, scale_sharding
+from polaris_jax.models.transformer import unstack
 from polaris_jax.rollout.layout import laid_shardings, lay_out, transposed
 from polaris_jax.rollout.platforms import PLATFORMS
-from polaris_jax.rollout.quantise import map_kernels, quantise, scale_sharding
 from polaris_jax.sharding.mesh import AXES
 from polaris_jax.sharding.rules import param_shardings
 
@@ -41,9 +43,9 @@ class WeightSync:
     """Call it with the trainer's parameters: a list with the sampler's, in `model.dtype`, for each replica.
 
     They lie as `layout.lay_out` says, or, but for the transposed unembedding, in the trainer's own memory where the
-    platform's `shares` says so. weights:
-    "", or what the projection kernels are quantised to, a name of `quantise.CODES`. compilations: counts the program.
-    cast: the jitted program behind it. replica_shardings: of its results, for each replica.
+    platform's `shares` says so; adapters are merged into the base. weights: "", or what the projection kernels are
+    quantised to, a name of `quantise.CODES`. compilations: counts the program. cast: the jitted program behind it.
+    replica_shardings: of its results, for each replica.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class WeightSync:
         options = {"join": mesh.shape["tensor"] == 1, "transpose": self._platform.transpose}
 
         def shardings(mesh: Mesh) -> Any:
-            found = param_shardings(model, mesh)
+            found = param_shardings(model.replace(lora=None), mesh)
             return laid_shardings(model, map_kernels(found, scale_sharding) if weights else found, **options)
 
         def cast(params: Any) -> Any:
+            if model.lora is not None:  # layer by layer, since what is merged is float32
+                params = merge(params | {"layers": unstack(params["layers"])}, model.lora)
             if weights:
                 params = map_kernels(params, partial(quantise, weights=weights), lambda x: x.astype(model.dtype))
             else:
@@ -69,7 +73,7 @@ class WeightSync:
             return lay_out(model, params, **options)
 
         self._transposed = jax.jit(partial(transposed, model))
-        self._shared = self._platform.shares(model, mesh, weights)
+        self._shared = model.lora is None and self._platform.shares(model, mesh, weights)
         self._replicas, self._whole = replicas, param_shardings(model, mesh)
         self.replica_shardings = [shardings(replica) for replica in replicas]
         spread = jax.tree.map(lambda s: NamedSharding(mesh, _without_fsdp(s.spec)), shardings(mesh))

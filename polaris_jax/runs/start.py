@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from polaris_jax import config as configs
 from polaris_jax import hf
 from polaris_jax.data import arithmetic, gym
 from polaris_jax.data.cleaning import verifiable
@@ -22,9 +23,10 @@ from polaris_jax.data.rows import summary
 from polaris_jax.errors import UserError
 from polaris_jax.files import write_whole
 from polaris_jax.hf.export import write_tokenizer
+from polaris_jax.models.lora import checksum, freeze, join
 from polaris_jax.models.presets import PRESETS, ModelConfig
 from polaris_jax.sharding.multihost import is_writer
-from polaris_jax.sharding.rules import sharded_params
+from polaris_jax.sharding.rules import sharded_adapters, sharded_params
 from polaris_jax.supervision import heartbeat, patience
 from polaris_jax.types import Problem, Prompt
 
@@ -42,22 +44,41 @@ def load_tokenizer(config: ConfigDict) -> PreTrainedTokenizerBase:
 
 
 @patience()
-def load_model(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBase) -> tuple[ModelConfig, Any]:
-    """The model and its float32 parameters on `mesh`: from `config.model.path`, else random of `config.model.preset`.
+def load_model(
+    config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBase, *, param_dtype: str = "float32"
+) -> tuple[ModelConfig, Any]:
+    """The model and its parameters on `mesh`: from `config.model.path`, else random of `config.model.preset`.
 
-    Raises UserError where neither is given, the preset is unknown, the path holds no model that fits, or the tokenizer
-    has more tokens than the model.
+    param_dtype: of what is loaded. Raises UserError where neither is given, the preset is unknown, the path holds no
+    model that fits, or the tokenizer has more tokens than the model.
     """
     heartbeat("loading the model")
     c = config.model
     if not c.path and c.preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise UserError(f"config.model.preset: expected one of {known}, or set config.model.path; found {c.preset!r}")
-    model, params = hf.load(c.path, mesh=mesh) if c.path else (PRESETS[c.preset], None)
+    model, params = hf.load(c.path, mesh=mesh, param_dtype=param_dtype) if c.path else (PRESETS[c.preset], None)
     hf.check_tokenizer(tokenizer, c.tokenizer or c.path, vocab_size=model.vocab_size)
     known = 1 + hf.largest_id(tokenizer)
     model = model.replace(dtype=c.dtype, remat=c.remat, known_tokens=known if known < model.vocab_size else 0)
     return model, sharded_params(model, mesh, config.seed) if params is None else params
+
+
+def load_to_train(config: ConfigDict, mesh: Mesh, tokenizer: PreTrainedTokenizerBase) -> tuple[ModelConfig, Any]:
+    """As `load_model`; with `config.model.lora_rank` a frozen base, and new adapters that as yet change nothing.
+
+    Raises UserError where there is no base.
+    """
+    c, lora = config.model, configs.lora(config)
+    if lora is None:
+        return load_model(config, mesh, tokenizer)
+    if not c.path:
+        raise UserError("config.model.lora_rank: adapters need a model that they adapt; set config.model.path")
+    model, base = load_model(config, mesh, tokenizer, param_dtype=c.dtype)
+    path = Path(c.path).expanduser()
+    lora = replace(lora, base=str(path.absolute()) if path.is_dir() else c.path, checksum=checksum(base))
+    model = model.replace(lora=lora)
+    return model, join(sharded_adapters(model, mesh, config.seed), freeze(base, model, release=True))
 
 
 def load_train_problems(config: ConfigDict) -> list[Problem]:
@@ -146,10 +167,26 @@ def check_rows(config: ConfigDict, longest: int, sequences: int) -> None:
 
 
 def save_model_files(workdir: Path, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes model.json and tokenizer/ so that the run's directory can be loaded and exported by itself."""
+    """Writes model.json and tokenizer/ so that the run's directory can be loaded and exported by itself.
+
+    Raises UserError where the run there has adapters of another base.
+    """
+    _check_base(workdir, model)
     if not is_writer():
         return
     write_whole(workdir / "model.json", hf.config_to_json(model))
     (workdir / "tokenizer").mkdir(exist_ok=True)
     source = Path(tokenizer.name_or_path)  # its files as they are, where it has some: transformers writes others
     write_tokenizer(source if tokenizer.name_or_path and source.is_dir() else tokenizer, workdir / "tokenizer")
+
+
+def _check_base(workdir: Path, model: ModelConfig) -> None:
+    path = workdir / "model.json"
+    if model.lora is None or not path.exists() or not any(workdir.glob("checkpoints/[0-9]*")):
+        return
+    before = hf.config_from_json(path.read_text(encoding="utf-8"), path).lora
+    if before and before.checksum != model.lora.checksum:
+        raise UserError(
+            f"config.model.path: {model.lora.base} in {model.dtype} is not what the adapters in {workdir} were trained "
+            f"on; that was {before.base}. Put it back, or give another directory"
+        )

@@ -41,6 +41,7 @@ FREE = (
     "sft.checkpoint_every",
     "reward.workers",
 )
+SHAPES = ("model.lora_rank", "model.lora_targets")  # of what checkpoints hold: never others in the same directory
 GROWING = ("training.steps", "sft.steps", "stages")  # may say more at a later start: the run is then resumed
 
 
@@ -106,6 +107,11 @@ def check_config(
             raise UserError(f"--allow_changed={key}: no such key{configs.nearest(key, known)}")
     old = _read(path) if path.exists() else new
     changed = {key: f"config.{key}: {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key]}
+    if shapes := [key for key in SHAPES if key in changed]:
+        raise UserError(
+            f"{workdir}: the checkpoints here have other adapters: {'; '.join(changed[key] for key in shapes)}; give "
+            f"another directory. With config.model.path={workdir} a new run begins from what this one has learnt"
+        )
     refused = [key for key in changed if not configs.within(key, (*allowed, *free))]
     refused = [key for key in refused if not (key in growing and _extends(key, old.get(key), new[key]))]
     if refused:

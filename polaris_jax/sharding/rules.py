@@ -9,7 +9,9 @@ import jax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from polaris_jax.models.lora import freeze, split
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.quantise import map_kernels, scale_sharding
 from polaris_jax.models.transformer import init_params
 
 RULES = (
@@ -20,6 +22,7 @@ RULES = (
     ("kv", "tensor"),
     ("mlp", "tensor"),
     ("norm", None),
+    ("lora", None),
     ("layers", None),
     # activations
     ("batch", ("data", "fsdp")),
@@ -29,20 +32,33 @@ RULES = (
 
 
 @cache
-def param_shapes(config: ModelConfig) -> Any:
-    """Shapes of the float32 parameters, boxed with their logical axis names."""
+def _boxed_shapes(config: ModelConfig) -> Any:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+@cache
+def param_shapes(config: ModelConfig) -> Any:
+    """Shapes and dtypes of the parameters as the trainer keeps them: float32, a frozen base as `lora.freeze` has it."""
+    return jax.eval_shape(lambda params: freeze(params, config), nn.unbox(_boxed_shapes(config)))
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
     """A pytree of `NamedSharding`, one for each parameter of the model."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(param_shapes(config)), mesh, RULES)
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(_boxed_shapes(config)), mesh, RULES)
+    codes = config.lora is not None and config.lora.weights
+    return map_kernels(shardings, scale_sharding) if codes else shardings
 
 
 def sharded_params(config: ModelConfig, mesh: Mesh, seed: int) -> Any:
-    """Random float32 parameters, created where they live: no device ever holds all of them."""
-    init = jax.jit(lambda key: nn.unbox(init_params(config, key)), out_shardings=param_shardings(config, mesh))
-    return init(jax.random.key(seed))
+    """Random parameters as the trainer keeps them, created where they live: no device ever holds all of them."""
+    make = lambda key: freeze(nn.unbox(init_params(config, key)), config)  # noqa: E731
+    return jax.jit(make, out_shardings=param_shardings(config, mesh))(jax.random.key(seed))
+
+
+def sharded_adapters(config: ModelConfig, mesh: Mesh, seed: int) -> Any:
+    """New adapters of a model with LoRA, with which it computes what its base does."""
+    make = lambda key: split(nn.unbox(init_params(config, key)))[0]  # noqa: E731
+    return jax.jit(make, out_shardings=split(param_shardings(config, mesh))[0])(jax.random.key(seed))
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,6 @@
 """Checkpoints of a run's whole state.
 
-WORKDIR/checkpoints/STEP/state           parameters, optimizer and step (orbax)
+WORKDIR/checkpoints/STEP/state           parameters, or LoRA's adapters alone, optimizer and step (orbax)
 WORKDIR/checkpoints/STEP/host            stage, place in the data, accuracies, temperature (json)
 WORKDIR/checkpoints/STEP/arrays          the next step's rollouts, where they were sampled beside this one's update
 WORKDIR/checkpoints/STEP/solutions       right rollouts kept for the rescue, where there are any (`solutions.py`)
@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from polaris_jax import files
 from polaris_jax.errors import UserError
+from polaris_jax.models.lora import join, split
 from polaris_jax.sharding import multihost
 from polaris_jax.supervision import patience
 from polaris_jax.training import solutions
@@ -99,7 +100,8 @@ class Checkpoints:
         rollouts = {key: solution.rollout for key, solution in host.curriculum.solutions.items()}
         self._solutions = solutions.plan(rollouts, self._before[0], f"{self._step}.npz")
         saved["solutions"] = self._solutions.index
-        items = {"state": ocp.args.StandardSave(state), "host": ocp.args.JsonSave(saved)}
+        trained = state._replace(params=split(state.params)[0])
+        items = {"state": ocp.args.StandardSave(trained), "host": ocp.args.JsonSave(saved)}
         if arrays:
             items["arrays"] = ocp.args.StandardSave(arrays)
         problem = None
@@ -135,14 +137,15 @@ class Checkpoints:
         """The newest whole checkpoint's state, placed like `like`, and its host state; None where there is none.
 
         A damaged one is told and moved to WORKDIR/damaged. Where and on how many devices it was saved does not matter.
-        Raises UserError when the saved state is of another model.
+        A frozen base is that of `like`. Raises UserError when the saved state is of another model.
         """
         found = self._newest_whole() if multihost.is_writer() else None
         step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
         self._manager.reload()
         if step < 0:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        trained, frozen = split(like.params)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._replace(params=trained))
         items = {"state": ocp.args.StandardRestore(abstract), "host": ocp.args.JsonRestore()}
         if (self._directory / str(step) / "arrays").exists():
             items["arrays"] = ocp.args.StandardRestore()
@@ -154,7 +157,9 @@ class Checkpoints:
         saved = dict(restored["host"])
         kept, found = solutions.read(self._directory / str(step), saved.pop("solutions"))
         self._before = found, self._directory / str(step)
-        return restored["state"], from_saved(saved, restored.get("arrays") or {}, kept)
+        state = restored["state"]
+        state = state._replace(params=join(state.params, frozen))
+        return state, from_saved(saved, restored.get("arrays") or {}, kept)
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(

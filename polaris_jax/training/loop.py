@@ -27,7 +27,7 @@ from polaris_jax.rollout import RolloutEngine, store
 from polaris_jax.rollout.engine import extended
 from polaris_jax.runs.profile import traced_step
 from polaris_jax.runs.reward_files import check_reward_files, note_reward_files
-from polaris_jax.runs.start import load_model, load_tokenizer, save_model_files, training_prompts
+from polaris_jax.runs.start import load_to_train, load_tokenizer, save_model_files, training_prompts
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sampler import Sampler, make_sampling, verifier_pool, with_think_rule
 from polaris_jax.sharding.mesh import make_meshes
@@ -69,13 +69,14 @@ def _run(config: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> H
     held_out = [job.problems_by_samples(stage) if stage.training.evaluate_every else {} for stage in stages]
 
     # The model, its sampler for each stage, and the state, from the newest checkpoint where there is one.
-    model, params = load_model(config, meshes[0], tokenizer)
+    model, params = load_to_train(config, meshes[0], tokenizer)
     engines = [RolloutEngine(model, mesh, stage.rollout) for mesh, stage in zip(sampling_meshes, stages, strict=True)]
     evaluators = [
         job.make_engine(model, mesh, stage) if problems else None
         for mesh, stage, problems in zip(sampling_meshes, stages, held_out, strict=True)
     ]
-    reference = jax.tree.map(jnp.copy, params) if any(stage.algorithm.kl for stage in stages) else None
+    with_kl = any(stage.algorithm.kl for stage in stages) and model.lora is None  # with LoRA the base is there anyway
+    reference = jax.tree.map(jnp.copy, params) if with_kl else None
     state = init_state(model, config, meshes[0], params)
     for index, stage in enumerate(stages):
         beside = 0 if stage.rollout.devices else state_bytes(state, state_shardings(model, config, meshes[index]))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from polaris_jax import config as configs
+from polaris_jax import hf
+from polaris_jax.hf import native
+from polaris_jax.models.lora import freeze, join
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.rollout.engine import extended
 from polaris_jax.sharding.mesh import make_mesh
@@ -34,6 +39,14 @@ class Finding(NamedTuple):
     grad_norm: float
     what: str
     token: int | None
+
+
+def load(workdir: Path, mesh: Mesh, step: int) -> tuple[ModelConfig, Any]:
+    """A run's model and its parameters after a step, with LoRA adapters and frozen base as the trainer kept them."""
+    model, params = native.load_params(workdir, mesh, step=step)
+    if model.lora is None:
+        return model, params
+    return model, join(params, freeze(hf.load_base(workdir, model, mesh), model, release=True))
 
 
 def bad_parameters(params: Any) -> dict[str, int]:

@@ -16,7 +16,7 @@ from polaris_jax.errors import UserError
 from polaris_jax.loggers import check_installed
 from polaris_jax.ops.attention import alone_in_rows
 from polaris_jax.rl.packing import Sequence, pack
-from polaris_jax.runs.start import check_rows, load_conversations, load_model, load_tokenizer, save_model_files
+from polaris_jax.runs.start import check_rows, load_conversations, load_to_train, load_tokenizer, save_model_files
 from polaris_jax.runs.workdir import FREE, check_config, hold, write_config
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.multihost import any_process, is_writer
@@ -61,7 +61,7 @@ def _run(given: ConfigDict, workdir: Path, allow_changed: tuple[str, ...]) -> Hi
     batch_size, count = config.sft.batch_size, len(conversations)
     if batch_size > count:
         raise UserError(f"config.sft.batch_size: {batch_size} an update, but there are {count} conversations")
-    model, params = load_model(config, mesh, tokenizer)
+    model, params = load_to_train(config, mesh, tokenizer)
     state = init_state(model, config, mesh, params)
     checkpoints = Checkpoints(workdir, config.training)
     state, host = checkpoints.restore(state) or (state, HostState())

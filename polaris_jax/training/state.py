@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from polaris_jax.models.lora import split
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.optim import offload
 from polaris_jax.optim.optimizer import OptState, init_opt_state, make_optimizer, opt_state_shardings
@@ -20,7 +20,8 @@ from polaris_jax.training.platform import has_own_memory
 
 
 class TrainState(NamedTuple):
-    """step: int32, batches trained on. params: float32 master weights. opt_state: see `optim/optimizer.py`."""
+    """step: int32, batches trained on. params: float32 master weights; with LoRA adapters in float32 and the base that
+    they adapt as `models.lora.freeze` keeps it. opt_state: of what is trained, see `optim/optimizer.py`."""
 
     step: jax.Array
     params: Any
@@ -39,21 +40,22 @@ def stage_optimizer(config: ConfigDict, total_updates: int | None = None) -> opt
 
 def state_shardings(model: ModelConfig, config: ConfigDict, mesh: Mesh) -> TrainState:
     """A `NamedSharding` for every array of the state: moments lie beside their parameters, or on the host."""
-    params, shapes = param_shardings(model, mesh), nn.unbox(param_shapes(model))
+    params, (shapes, _) = param_shardings(model, mesh), split(param_shapes(model))
     on_host = config.optimizer.offload
-    opt_state = opt_state_shardings(stage_optimizer(config), shapes, params, mesh, on_host=on_host)
+    opt_state = opt_state_shardings(stage_optimizer(config), shapes, split(params)[0], mesh, on_host=on_host)
     return TrainState(replicated(mesh), params, opt_state)
 
 
 def moved_moments(model: ModelConfig, config: ConfigDict, optimizer: optax.GradientTransformation) -> Any:
     """Which arrays of the optimizer's state lie on the host, of `offload.moved_arrays`; None: the config moves none."""
-    return offload.moved_arrays(optimizer, nn.unbox(param_shapes(model))) if config.optimizer.offload else None
+    return offload.moved_arrays(optimizer, split(param_shapes(model))[0]) if config.optimizer.offload else None
 
 
 def init_state(model: ModelConfig, config: ConfigDict, mesh: Mesh, params: Any = None) -> TrainState:
     """Step 0, sharded by the rules table.
 
-    params: float32 pytree, taken over without a copy where it already lies right; None: random from `config.seed`.
+    params: as `param_shapes` says, taken over without a copy where they already lie right; None: random from
+    `config.seed`.
     """
     if params is None:
         params = sharded_params(model, mesh, config.seed)
@@ -68,7 +70,7 @@ def init_state(model: ModelConfig, config: ConfigDict, mesh: Mesh, params: Any =
 
     start = jax.jit(start, out_shardings=shardings.opt_state)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step, params, start(params))
+    return TrainState(step, params, start(split(params)[0]))
 
 
 def state_bytes(state: TrainState, shardings: TrainState) -> int:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from polaris_jax.compilations import Compilations
 from polaris_jax.errors import NonFiniteUpdates
 from polaris_jax.models.flops import update_flops
+from polaris_jax.models.lora import join, split
 from polaris_jax.models.presets import ModelConfig
 from polaris_jax.models.transformer import Transformer, unembedding, unrolled
 from polaris_jax.ops.attention import alone_in_rows, sharded_attention
@@ -53,7 +54,7 @@ def make_update(
     does not say otherwise. An update whose loss or gradient, or a log-prob of the sampler is not
     finite changes only the counts in `state.opt_state`; see `check_finite`. One whose gradient overflows in float16 is
     repeated with half the loss scale; "overflows" counts that. reference: parameters that `config.algorithm.kl` pulls
-    towards. total_updates: as in `stage_optimizer`.
+    towards; with LoRA None: the base without adapters. total_updates: as in `stage_optimizer`.
     """
     minibatches, epochs, compilations = config.updates.minibatches, config.updates.epochs, Compilations()
     gradient = make_gradient(model, config, mesh, compilations)
@@ -99,7 +100,8 @@ def make_update(
             olds = in_turn("old log-probs", state.params, rows, temperature)
             rows = [batch._replace(old_logprobs=old) for batch, old in zip(rows, olds, strict=True)]
         if config.algorithm.kl:
-            fixed = in_turn("reference log-probs", reference, rows, temperature)
+            towards = split(state.params)[1] if model.lora else reference
+            fixed = in_turn("reference log-probs", towards, rows, temperature)
             rows = [batch._replace(reference_logprobs=one) for batch, one in zip(rows, fixed, strict=True)]
 
         # One gradient and one step of the optimizer for each mini-batch of each epoch.
@@ -163,9 +165,10 @@ def make_summed_logprobs(model: ModelConfig, mesh: Mesh) -> Callable:
 def adds_in_place(model: ModelConfig, mesh: Mesh | AbstractMesh) -> bool:
     """Whether the gradients of each layer and of the embedding are added one by one, as the backward pass has them.
 
-    Else they are put together first and added at once: over several devices, and where the layers run in no loop.
+    Else they are put together first and added at once: over several devices, where the layers run in no loop, and those
+    of adapters.
     """
-    return mesh.size == 1 and not unrolled(model)
+    return mesh.size == 1 and not unrolled(model) and model.lora is None
 
 
 def make_accumulate(
@@ -179,14 +182,20 @@ def make_accumulate(
     logprobs_of = make_summed_logprobs(model, mesh)
 
     def accumulate(grads, params, rows, temperature, loss_scale, count, entropy):
+        trained, frozen = split(params)
+
         def loss(sums):
-            found, sums = logprobs_of(params, rows, temperature, sums)
+            if frozen:  # adapters are small, and their gradients are added at once
+                used, sums = use(trained, sums)
+                found, _ = logprobs_of(join(used, frozen), rows, temperature, {})
+            else:
+                found, sums = logprobs_of(params, rows, temperature, sums)
             total, totals = batch_loss(*found, rows, config, entropy)
             return begin(total * (loss_scale / count), sums), totals
 
         return jax.grad(loss, has_aux=True)(grads)
 
-    shardings = param_shardings(model, mesh), replicated(mesh)
+    shardings = split(param_shardings(model, mesh))[0], replicated(mesh)
     accumulate = (compilations or Compilations()).of(accumulate)
     return jax.jit(accumulate, donate_argnums=0, out_shardings=shardings)
 
@@ -197,17 +206,18 @@ def make_gradient(
     """Builds `gradient(params, rows, temperature, loss_scale, count, entropy=0) -> (grads, totals)`.
 
     rows: list of `PackedBatch` on the mesh. loss_scale, count: the summed loss is multiplied by the one and divided by
-    the other, `divisor` of all rows, before the backward pass. entropy: coefficient of its bonus. grads: float32,
-    sharded as the parameters, still multiplied by loss_scale. totals: those of `batch_loss` over all rows, neither
-    multiplied nor divided.
+    the other, `divisor` of all rows, before the backward pass. entropy: coefficient of its bonus. grads: of what is
+    trained (`models.lora.split`), float32, sharded as the parameters, still multiplied by loss_scale. totals: those of
+    `batch_loss` over all rows, neither multiplied nor divided.
     """
     accumulate = make_accumulate(model, config, mesh, compilations)
     merge = jax.jit(merge_totals, out_shardings=replicated(mesh))
-    zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=param_shardings(model, mesh))
+    shardings, _ = split(param_shardings(model, mesh))
+    zeros = jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=shardings)
     after_batch = AFTER_BATCH[mesh.devices.flat[0].platform]
 
     def gradient(params, rows, temperature, loss_scale, count, entropy=0.0):
-        grads, totals = zeros(params), None
+        grads, totals = zeros(split(params)[0]), None
         for number, batch in enumerate(rows, start=1):
             heartbeat("batches of the update", number, len(rows))
             grads, new = accumulate(grads, params, batch, temperature, loss_scale, count, entropy)
@@ -238,12 +248,13 @@ def make_apply(
         sums, extremes = totals
         usable = usable & jnp.isfinite(sums["loss"])
         opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
-        params, opt_state, metrics = apply_gradients(optimizer, state.params, grads, opt_state, usable, piece)
+        trained, frozen = split(state.params)
+        trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, piece)
         opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}
         metrics |= {"tokens": sums["tokens"], "sequences": sums["sequences"]}
-        return TrainState(state.step, params, opt_state), metrics
+        return TrainState(state.step, join(trained, frozen), opt_state), metrics
 
     apply = (compilations or Compilations()).of(apply)
     return jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))

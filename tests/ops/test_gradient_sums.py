@@ -43,13 +43,11 @@ def test_the_gradient_is_added_to_what_there_is(change, rows):
     logprobs = make_logprobs(model, mesh)
 
     def loss(params):
-        return batch_loss(*logprobs(params, rows, jnp.float32(0.8)), rows, config)[0] * (3.0 / 7.0)
+        return batch_loss(*logprobs(params, rows, jnp.float32(0.8)), rows, config, 0.1)[0] * (3.0 / 7.0)
 
     expected = jax.jit(jax.grad(loss))(params)
-    accumulate = make_accumulate(model, config, mesh)
-    found, _ = accumulate(
-        jax.tree.map(jnp.copy, before), params, rows, jnp.float32(0.8), jnp.float32(3), jnp.float32(7)
-    )
+    numbers = map(jnp.float32, (0.8, 3, 7, 0.1))
+    found, _ = make_accumulate(model, config, mesh)(jax.tree.map(jnp.copy, before), params, rows, *numbers)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
     close = dict(rtol=1e-5, atol=1e-6 + 1e-5 * largest)
     jax.tree.map(lambda x, y, z: np.testing.assert_allclose(x - y, z, **close), found, before, expected)
@@ -63,8 +61,7 @@ def test_no_second_gradient_is_made():
     params = sharded_params(model, mesh, 0)
     config.updates.row_lengths, config.updates.rows = (16,), 1
     (rows, *_), _ = pack([Sequence(np.arange(9, dtype=np.int32), np.ones(9, np.float32))], config.updates)
-    number = jnp.float32(1)
-    memory = make_accumulate(model, config, mesh).lower(params, params, rows, number, number, number).compile()
-    memory = memory.memory_analysis()
+    accumulate, numbers = make_accumulate(model, config, mesh), [jnp.float32(1)] * 4
+    memory = accumulate.lower(params, params, rows, *numbers).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(params))
     assert memory.temp_size_in_bytes < sum(x.nbytes for x in jax.tree.leaves(params)) / 3

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 
 from polaris_jax import config as configs
 from polaris_jax.models.presets import PRESETS
+from polaris_jax.models.quantise import weight_bytes
 from polaris_jax.ops.attention import sharded_attention
 from polaris_jax.ops.paged_attention import Cache, paged_attention
 from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_sampling, lower_training, topology_devices
 from polaris_jax.rollout.pools import page_bytes, pool_pages
-from polaris_jax.rollout.quantise import weight_bytes
 from polaris_jax.sharding.mesh import make_mesh
 from tests.plan.loop_bytes import loop_body, size, step_bytes
 

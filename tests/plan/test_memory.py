@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from configs import tiny
-from polaris_jax.models.presets import PRESETS
+from polaris_jax.models.presets import LORA_TARGETS, PRESETS, Lora
 from polaris_jax.plan.ahead import lower_training
 from polaris_jax.plan.memory import (
     IN_FLIGHT,
@@ -24,7 +24,7 @@ from polaris_jax.plan.memory import (
 )
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import platform
-from tests.plan.compiled_memory import MODEL, config
+from tests.plan.compiled_memory import ADAPTED, MODEL, config
 
 SCRIPT = Path(__file__).with_name("compiled_memory.py")
 TOLERANCE = 0.15
@@ -90,19 +90,19 @@ def test_weights_in_8_bits_halve_the_projections_of_the_sampler(weights):
     assert {**codes, "sampler": 0} == {**whole, "sampler": 0}
 
 
-def check_against_xla(mesh, remat, row):
+def check_against_xla(mesh, remat, row, model=MODEL):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    command = [sys.executable, str(SCRIPT), json.dumps(mesh), remat, str(row)]
+    command = [sys.executable, str(SCRIPT), json.dumps(mesh), remat, str(row), str(int(model == ADAPTED))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
     planned = plan_mesh(mesh, 8)
     c = config(row, planned.shape["data"] * planned.shape["fsdp"])
-    memory = phase_memory(MODEL.replace(remat=remat), c, planned)
+    memory = phase_memory(model.replace(remat=remat), c, planned)
     gradients, apply = memory["gradients"], memory["apply"]
     # the moments are no arguments of the accumulation, they lie there all the same
     assert found[f"accumulate/{row}"]["peak"] + gradients["moments"] == pytest.approx(
@@ -146,6 +146,27 @@ def test_a_sampler_that_reads_the_trainers_weights_has_only_the_unembedding(chan
 
 def test_xla_needs_what_the_model_says():
     check_against_xla({"fsdp": 4, "tensor": 2}, "full", 1024)
+
+
+def test_xla_needs_what_the_model_says_of_adapters():
+    """No gradient and no float32 copy of the base: its codes, and of one layer at a time what they stand for."""
+    check_against_xla({"data": 8}, "full", 2048, ADAPTED)
+
+
+@pytest.mark.parametrize("weights", ["", "int8"])
+def test_adapters_take_their_base_once_and_themselves_four_times(weights):
+    model, c, mesh = PRESETS["qwen3-4b"], tiny.get_config(), plan_mesh({"fsdp": 1}, 1)
+    c.algorithm.kl = 0.1
+    adapted = model.replace(lora=Lora(16, 32.0, LORA_TARGETS, weights))
+    memory, whole = phase_memory(adapted, c, mesh), phase_memory(model, c, mesh)
+    adapters = MASTER * adapted.num_adapter_parameters
+    table = model.vocab_size * model.hidden_size
+    base = 2 * table + (model.num_parameters - table) * (1 if weights else 2)
+    assert memory["apply"]["weights"] - adapters == pytest.approx(base, rel=2e-3)  # scales, norms and biases
+    assert memory["apply"]["moments"] == pytest.approx(2 * adapters, rel=1e-6)
+    assert memory["gradients"]["gradients"] == 2 * adapters
+    assert "reference" not in memory["apply"]
+    assert memory["decode"]["sampler"] == whole["decode"]["sampler"]
 
 
 @pytest.mark.slow

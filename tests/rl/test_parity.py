@@ -1,11 +1,17 @@
-"""The GRPO gradient equals the one that torch and transformers compute from the paper's formula, unpacked."""
+"""The GRPO gradient equals the one that torch with transformers or peft computes from the paper's formula, unpacked."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from polaris_jax import hf
+from polaris_jax.hf.peft import adapter_tensors
+from polaris_jax.models.lora import join
+from polaris_jax.models.presets import LORA_TARGETS, Lora
+from polaris_jax.sharding.mesh import make_mesh
+from polaris_jax.sharding.rules import sharded_adapters
 
 from .conftest import policy_gradient
 
@@ -59,3 +65,29 @@ def test_gradient_equals_transformers(kind, tmp_path, sequences, config):
         x, y = np.ravel(x), np.ravel(np.asarray(y))
         assert x @ y / (np.linalg.norm(x) * np.linalg.norm(y)) > 0.99999, name
         assert np.linalg.norm(x) == pytest.approx(np.linalg.norm(y), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradient_of_adapters_equals_pefts(kind, tmp_path, sequences, config):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    theirs = MODELS[kind]().train()
+    theirs.save_pretrained(tmp_path / "base")
+    model, base = hf.load(tmp_path / "base", dtype="float32")
+    model, rng = model.replace(lora=Lora(3, 12.0, LORA_TARGETS)), np.random.default_rng(0)
+    adapters = sharded_adapters(model, make_mesh({}, jax.devices()[:1]), 0)
+    adapters = jax.tree.map(lambda x: jnp.float32(0.1 * rng.normal(size=x.shape)), adapters)
+    hf.save_adapters(adapters, model, tmp_path / "adapters")
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapters", is_trainable=True)
+    config.algorithm.old_logprobs = "recorded"
+
+    grads, loss = policy_gradient(join(adapters, base), sequences, config, temperature=TEMPERATURE, model=model)
+    found = adapter_tensors(jax.tree.map(jnp.asarray, grads), model)
+    expected = slow_loss(theirs, sequences)
+    expected.backward()
+    named = {name.replace(".default", ""): p for name, p in theirs.named_parameters() if p.requires_grad}
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert found.keys() == named.keys()
+    for name, parameter in named.items():
+        largest = float(parameter.grad.abs().max())
+        np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-3, atol=1e-4 * largest, err_msg=name)

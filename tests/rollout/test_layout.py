@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from polaris_jax.models.presets import ModelConfig
+from polaris_jax.models.quantise import map_kernels, quantise
 from polaris_jax.models.transformer import Transformer
 from polaris_jax.rollout.layout import laid_shardings, lay_out, logits
-from polaris_jax.rollout.quantise import map_kernels, quantise
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.sharding.rules import param_shardings, sharded_params
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
+from polaris_jax.models.quantise import CODES, quantise, weight_bytes
 from polaris_jax.models.transformer import Transformer
 from polaris_jax.plan.ahead import lower_sampling
 from polaris_jax.rollout import RolloutEngine, Sampling
 from polaris_jax.rollout.layout import logits
-from polaris_jax.rollout.quantise import CODES, quantise, weight_bytes
 from polaris_jax.rollout.weight_sync import WeightSync
 from tests.rollout.conftest import MODEL, random_prompts, rollout_config, trainer_logits
 
