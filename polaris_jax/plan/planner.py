@@ -224,7 +224,10 @@ def longest_row(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, room
 
 
 def fastest(name: str, config: ConfigDict, topology: Topology, assumed: Assumptions) -> StagePlan:
-    """The fastest plan that fits, over meshes and remat policies; the one nearest to fitting where none does."""
+    """The fastest plan that fits, over meshes and remat policies; the one nearest to fitting where none does.
+
+    Of plans as fast it is the one that keeps least on the host.
+    """
     found = []
     for mesh, remat in itertools.product(meshes(config, topology), REMAT_POLICIES):
         changes = {f"mesh.{axis}": size for axis, size in mesh.items()} | {"model.remat": remat}
@@ -238,7 +241,7 @@ def fastest(name: str, config: ConfigDict, topology: Topology, assumed: Assumpti
         raise UserError(f"stage {name}: no mesh of {topology.devices} devices divides parameters, prompts and rows")
     fitting = [stage for stage in found if not stage.problem]
     if fitting:
-        return min(fitting, key=lambda stage: stage.step_s)
+        return min(fitting, key=lambda stage: (stage.step_s, sum(stage.host.values())))
     return min(found, key=lambda stage: max(sum(parts.values()) for parts in stage.memory.values()))
 
 

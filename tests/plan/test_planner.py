@@ -40,6 +40,7 @@ def test_search_finds_the_fastest_mesh_that_fits(small):
     assert all(sum(parts.values()) <= 2**27 for parts in found.memory.values())
     assert found.sequences >= 1
     assert found.changes["mesh.fsdp"] == found.mesh["fsdp"]
+    assert not found.host  # what fits without the host's memory is as fast
     changed = configs.override(config, found.changes)
     again = plan(changed, parse_topology("small:4")).stages[0]
     assert (again.mesh, again.memory, again.step_s) == (found.mesh, found.memory, found.step_s)
