@@ -11,7 +11,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SMALL = {"rollout.prompts": 2, "rollout.samples": 4, "rollout.slots": 8, "evaluation.max_problems": 4}
 SHORT = {
     "ablations": {
-        "sft_steps": 4, "steps": [1, 1], "seeds": 2, "train_problems": 4, "held_out": 2, "processes": 1,
+        "sft_steps": 4, "steps": [1, 1], "seeds": 1, "train_problems": 4, "held_out": 2, "processes": 1,
         "overrides": SMALL | {"difficulty.samples": 4, "search.problems": 2, "search.samples": 4},
     },
     "hf_roundtrip": {},
