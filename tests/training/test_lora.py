@@ -153,6 +153,7 @@ def check_exports(run, base, directory):
     assert (directory / "adapters" / "tokenizer.json").exists()
 
 
+@pytest.mark.slow
 def test_sft_beside_a_base_of_8_bits_learns_resumes_to_the_bit_and_exports_both_forms(bases, tmp_path, monkeypatch):
     config = smaller_config(**LORA | {"model.path": str(bases / "qwen2"), "model.lora_base": "int8", "sft.steps": 6})
     whole = sft.run(config, tmp_path / "unbroken")
