@@ -61,6 +61,7 @@ def _tuple_of(words: str, kind: type, fits: Callable[[Any], bool]) -> Constraint
 
 _AT_LEAST_ONE: Constraint = ("at least 1", lambda value: value >= 1)
 _POSITIVE: Constraint = ("more than 0", lambda value: value > 0)
+_BELOW_ONE: Constraint = ("a share below 1", lambda value: 0 <= value < 1)
 _TOP_P: Constraint = ("more than 0 and at most 1", lambda value: 0 < value <= 1)
 _AXIS: Constraint = ("at least 1, or -1 for all devices that are left", lambda value: value == -1 or value >= 1)
 
@@ -96,9 +97,9 @@ CONSTRAINTS: dict[str, Constraint] = {
     "algorithm.old_logprobs": _one_of(("trainer", "recorded")),
     "algorithm.rescue_gib": _POSITIVE,
     "algorithm.entropy_step": _POSITIVE,
-    "algorithm.covariance_clip": ("a share below 1", lambda value: 0 <= value < 1),
+    "algorithm.covariance_clip": _BELOW_ONE,
     "algorithm.covariance_bounds": _tuple_of("lower and upper", float, lambda v: len(v) == 2 and v[0] < v[1]),
-    "algorithm.min_mixed": ("a share below 1", lambda value: 0 <= value < 1),
+    "algorithm.min_mixed": _BELOW_ONE,
     "updates.row_lengths": _tuple_of("one or more lengths of at least 1", int, lambda v: v and min(v) >= 1),
     **{f"updates.{key}": _AT_LEAST_ONE for key in ("minibatches", "epochs", "max_skipped")},
     "optimizer.name": _one_of(OPTIMIZERS),

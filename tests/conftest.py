@@ -1,5 +1,6 @@
 """What all tests share: compiled programs are kept for the session, and a tiny config."""
 
+import itertools
 import os
 import runpy
 import sys
@@ -113,6 +114,18 @@ class Outcome(NamedTuple):
 _stopping = False
 app.define_help_flags()
 EVERY_SCRIPTS_FLAGS = set(flags.FLAGS)
+
+
+def killed(monkeypatch, module, name, at):
+    """Makes the module's function of that name raise KeyboardInterrupt at its `at`-th call, once."""
+    function, count = getattr(module, name), itertools.count(1)
+
+    def interrupted(*args, **settings):
+        if next(count) == at:
+            raise KeyboardInterrupt
+        return function(*args, **settings)
+
+    monkeypatch.setattr(module, name, interrupted)
 
 
 def _stop_at_first_compile(event, duration, **_):

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
-from flax import linen as nn
 
 from polaris_jax.models.presets import ModelConfig
-from polaris_jax.models.transformer import init_params
+from polaris_jax.sharding.rules import param_shapes
 
 _TENSORS = {
     "embedding": "model.embed_tokens.weight",
@@ -56,8 +55,7 @@ class Leaf:
 
 def leaves(config: ModelConfig) -> Iterator[Leaf]:
     """Every parameter of the model, in the order of a flattened tree; of one with LoRA, of its base."""
-    abstract = nn.unbox(jax.eval_shape(lambda: init_params(config.replace(lora=None), jax.random.key(0))))
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(param_shapes(config.replace(lora=None)))[0]:
         path = "/".join(key.key for key in keys)
         stacked = path.startswith("layers/")
         layers = range(config.num_hidden_layers) if stacked else (0,)

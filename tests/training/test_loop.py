@@ -1,6 +1,5 @@
 """The GRPO loop: what a run writes, exact resume, stages, and independence of the mesh."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ from polaris_jax.runs.profile import kernels
 from polaris_jax.runs.start import load_model, load_tokenizer
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import loop, solutions
-from tests.conftest import EvenLengthPool
+from tests.conftest import EvenLengthPool, killed
 
 
 def params_of(workdir):
@@ -144,18 +143,6 @@ def few_problems(monkeypatch):
     monkeypatch.setattr("polaris_jax.runs.start.ARITHMETIC_PROBLEMS", 4)
 
 
-def killed(monkeypatch, name, at):
-    """Makes the loop's function of that name raise KeyboardInterrupt at its `at`-th call, once."""
-    function, count = getattr(loop, name), itertools.count(1)
-
-    def interrupted(*args, **settings):
-        if next(count) == at:
-            raise KeyboardInterrupt
-        return function(*args, **settings)
-
-    monkeypatch.setattr(loop, name, interrupted)
-
-
 def host_of(workdir):
     """The host state of the newest checkpoint, without its times and solutions, and those."""
     args = ocp.args.Composite(host=ocp.args.JsonRestore())
@@ -172,7 +159,7 @@ def test_a_killed_run_goes_on_to_the_bit(run, tmp_path, monkeypatch, few_problem
     np.testing.assert_allclose(told["update/entropy_coefficient"], [0, 0.005, 0.01, 0.015])
     assert (told["update/covariance_clipped"] > 0).any()
     assert (told["update/mask_drifted_negative"] > 0).any()
-    killed(monkeypatch, "train_step", at=4)
+    killed(monkeypatch, loop, "train_step", at=4)
     away = {"optimizer.offload": True}  # moments on the host are no other run
     with pytest.raises(KeyboardInterrupt):
         run("broken", **EXPLORE, **STABLE, **away)
@@ -252,10 +239,10 @@ def test_a_stage_searches_its_temperature_once(run, tmp_path, monkeypatch):
     monkeypatch.setattr("polaris_jax.training.stages.search_temperature", search)
     unbroken = run("unbroken", **settings)
     assert unbroken.frame().temperature.tolist() == [1.0, 1.25, 1.25, 1.25]
-    killed(monkeypatch, "enter_stage", at=2)
+    killed(monkeypatch, loop, "enter_stage", at=2)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **settings)
-    killed(monkeypatch, "train_step", at=3)
+    killed(monkeypatch, loop, "train_step", at=3)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **settings)
     resumed = run("broken", **settings)
@@ -339,7 +326,7 @@ def test_a_stage_has_data_learning_rate_remat_and_evaluations_of_its_own(run, tm
 def test_a_schedule_spans_the_run_or_each_stage(run, monkeypatch, span, progress):
     settings = {"stages": ({"steps": 2}, {"steps": 2}), "training.checkpoint_every": 1}
     settings |= {"optimizer.schedule": "cosine", "optimizer.schedule_span": span}
-    killed(monkeypatch, "train_step", at=4)
+    killed(monkeypatch, loop, "train_step", at=4)
     with pytest.raises(KeyboardInterrupt):
         run("run", **settings)
     rates = run("run", **settings).frame()["update/learning_rate"]

@@ -1,7 +1,6 @@
 """Training of adapters alone, from a Hugging Face model to one: learning, resuming, exporting in both forms."""
 
 import ast
-import itertools
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ from polaris_jax.models.lora import merge, split
 from polaris_jax.models.transformer import Transformer, unembed, unembedding
 from polaris_jax.sharding.mesh import make_mesh
 from polaris_jax.training import loop, replay, sft
-from tests.conftest import EvenLengthPool, refusal, run_script, smaller_config
+from tests.conftest import EvenLengthPool, killed, refusal, run_script, smaller_config
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -109,14 +108,7 @@ def test_grpo_learns_resumes_to_the_bit_and_exports_both_forms(bases, train, unb
     assert frame["update/kl_reference"].iloc[0] < 1e-9  # the reference is the base, from which adapters begin
     assert frame["update/kl_reference"].iloc[-1] > 1e-6
 
-    step, count = loop.train_step, itertools.count(1)
-
-    def killed(*args, **settings):
-        if next(count) == 9:
-            raise KeyboardInterrupt
-        return step(*args, **settings)
-
-    monkeypatch.setattr(loop, "train_step", killed)
+    killed(monkeypatch, loop, "train_step", at=9)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken", bases / "qwen3")
     resumed = train(tmp_path / "broken", bases / "qwen3")
@@ -159,14 +151,7 @@ def test_sft_beside_a_base_of_8_bits_learns_resumes_to_the_bit_and_exports_both_
     whole = sft.run(config, tmp_path / "unbroken")
     losses = [row["loss"] for row in whole.rows]
     assert losses[-1] < losses[0] - 0.3
-    draw, count = sft.draw, itertools.count(1)
-
-    def killed(*args, **settings):
-        if next(count) == 4:
-            raise KeyboardInterrupt
-        return draw(*args, **settings)
-
-    monkeypatch.setattr(sft, "draw", killed)
+    killed(monkeypatch, sft, "draw", at=4)
     with pytest.raises(KeyboardInterrupt):
         sft.run(config, tmp_path / "broken")
     assert [row["loss"] for row in sft.run(config, tmp_path / "broken").rows] == losses

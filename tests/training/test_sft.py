@@ -12,6 +12,7 @@ from polaris_jax import hf
 from polaris_jax.errors import UserError
 from polaris_jax.training import sft
 from polaris_jax.training.metrics import read_metrics
+from tests.conftest import killed
 
 
 def assert_same_params(*workdirs):
@@ -22,14 +23,7 @@ def assert_same_params(*workdirs):
 def test_sft_learns_and_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
     unbroken = sft.run(tiny_config(), tmp_path / "unbroken")
     assert unbroken.rows[-1]["loss"] < unbroken.rows[0]["loss"]
-    draw, count = sft.draw, iter(range(100))
-
-    def killed_in_the_fourth_step(*args, **settings):
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        return draw(*args, **settings)
-
-    monkeypatch.setattr(sft, "draw", killed_in_the_fourth_step)
+    killed(monkeypatch, sft, "draw", at=4)
     with pytest.raises(KeyboardInterrupt):
         sft.run(tiny_config(), tmp_path / "broken")
     resumed = sft.run(tiny_config(), tmp_path / "broken")
