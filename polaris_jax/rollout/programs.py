@@ -33,10 +33,10 @@ class Program(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """Parts of B prompts to prefill, numpy or jax. Positions and T are multiples of the page size.
+    """Parts of B prompts to prefill, numpy or jax. Each starts on a page of its own.
 
     tokens: int32 [B, T]. starts: int32 [B], position of the first. table: int32 [B, W], pages of the tokens before it.
-    write: int32 [B, T / p], where the chunk's pages go, null for none.
+    write: int32 [B, n], where the chunk's n pages go, null for none; tokens beyond T leave zeros in the last.
     """
 
     tokens: Any
@@ -85,7 +85,7 @@ def apply_model(transformer: Transformer, params: Any, tokens_BT, positions_BT, 
 
 def prefill(model: ModelConfig, platform: Platform, params: Any, pages: Pages, chunks: Chunks) -> Pages:
     """The pool with keys and values of the chunks, each after what its `table` holds."""
-    T = chunks.tokens.shape[1]
+    (B, T), n, page_size = chunks.tokens.shape, chunks.write.shape[1], pages[0].shape[2]
     step_T = jnp.arange(T)
     visible_1TT = (step_T[:, None] >= step_T)[None]
     cache = Cache(pages, chunks.table, chunks.starts)
@@ -96,8 +96,9 @@ def prefill(model: ModelConfig, platform: Platform, params: Any, pages: Pages, c
 
     transformer, positions_BT = Transformer(model, attend), chunks.starts[:, None] + step_T
     _, new = apply_model(transformer, params, chunks.tokens, positions_BT, [])
+    rest = (0, 0), (0, 0), (0, n * page_size - T), (0, 0), (0, 0)
     return tuple(
-        x.at[:, chunks.write.reshape(-1)].set(y.reshape(x.shape[0], -1, *x.shape[2:]))
+        x.at[:, chunks.write.reshape(-1)].set(jnp.pad(y, rest).reshape(x.shape[0], B * n, *x.shape[2:]))
         for x, y in zip(pages, new_tokens.as_pages(new), strict=True)
     )
 

@@ -24,6 +24,7 @@ from polaris_jax.rollout.scheduler import Prefill, Scheduled, Scheduler
 Queue = deque[tuple[list[Response], list[int]]]  # groups: responses to one prompt, and the most tokens of each
 
 PREFILL_CHUNKS = (64, 256, 1024)  # tokens
+PREFILL_SHORTEST = 32  # tokens of the shortest chunk where padding costs more than compiling
 PREFILL_BATCHES = (1, 4, 16, 64)  # chunks in one call
 PREFILL_TOKENS = 4096  # of all chunks in one call
 COPIES = 16  # pages in one call
@@ -131,7 +132,7 @@ class Replica:
         return finished
 
     def _prefill(self, jobs: list[Prefill]) -> None:
-        """Runs each job chunk by chunk, as many jobs in one call as fit."""
+        """Runs each job chunk by chunk, as many jobs with chunks of one size in one call as fit."""
         page_size, few = self.scheduler.page_size, self.run.platform.few_programs
         starts = {job: job.start for job in jobs}
         while starts:
@@ -139,17 +140,18 @@ class Replica:
             ready = first or sorted(starts, key=starts.__getitem__)
             sizes, most = (PREFILL_CHUNKS, PREFILL_TOKENS) if first or not few else (PREFILL_CHUNKS[-1:], 1)
             sizes = [-(-size // page_size) * page_size for size in sizes]
-            left = max(job.end - starts[job] for job in ready)
-            T = next((size for size in sizes if size >= left), sizes[-1])
-            batch = ready[: min(max(most // T, 1), PREFILL_BATCHES[-1])]
-            B = next(size for size in PREFILL_BATCHES if size >= len(batch))
+            T_of = {job: chunk_size(job.end - starts[job], sizes, few) for job in ready}
+            T = T_of[ready[0]]
+            batch = [job for job in ready if T_of[job] == T][: max(most // T, 1)]
+            B = batch_size(len(batch), few)
+            batch = batch[:B]
             before = max(starts[job] // page_size for job in batch)
             width = min(power_of_two(before), self._sequence_pages) if few else bucket(before)
             chunks = programs.Chunks(
                 tokens=np.zeros((B, T), np.int32),
                 starts=np.zeros(B, np.int32),
                 table=np.full((B, width), NULL_PAGE, np.int32),
-                write=np.full((B, T // page_size), NULL_PAGE, np.int32),
+                write=np.full((B, pages_for(T, page_size)), NULL_PAGE, np.int32),
             )
             for i, job in enumerate(batch):
                 begin = starts.pop(job)
@@ -219,6 +221,18 @@ def finish_first(replicas: Sequence[Replica]) -> list[Response]:
         return []
     waited_s = time.perf_counter() - began
     return ready[0].proceed(waited_s) + [response for replica in ready[1:] for response in replica.proceed(0.0)]
+
+
+def chunk_size(tokens: int, sizes: Sequence[int], few: bool) -> int:
+    """Tokens of the chunk that a job's next `tokens` go into, the largest of `sizes` where they are more."""
+    size = next((size for size in sizes if size >= tokens), sizes[-1])
+    return size if few else min(size, power_of_two(max(tokens, PREFILL_SHORTEST)))
+
+
+def batch_size(chunks: int, few: bool) -> int:
+    """Chunks of the call that `chunks` begin with, some of them padding: at most a quarter, where padding is dear."""
+    size = next(size for size in PREFILL_BATCHES if size >= min(chunks, PREFILL_BATCHES[-1]))
+    return size if few or chunks >= 0.75 * size else max(size for size in PREFILL_BATCHES if size <= chunks)
 
 
 def power_of_two(n: int) -> int:

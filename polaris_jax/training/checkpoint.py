@@ -137,7 +137,8 @@ class Checkpoints:
         """The newest whole checkpoint's state, placed like `like`, and its host state; None where there is none.
 
         A damaged one is told and moved to WORKDIR/damaged. Where and on how many devices it was saved does not matter.
-        A frozen base is that of `like`. Raises UserError when the saved state is of another model.
+        A frozen base is that of `like`, whose other arrays are deleted to make room for what is read. Raises UserError
+        when the saved state is of another model.
         """
         found = self._newest_whole() if multihost.is_writer() else None
         step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
@@ -145,7 +146,9 @@ class Checkpoints:
         if step < 0:
             return None
         trained, frozen = split(like.params)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._replace(params=trained))
+        replaced = like._replace(params=trained)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, replaced)
+        jax.tree.map(lambda x: x.delete(), replaced)
         items = {"state": ocp.args.StandardRestore(abstract), "host": ocp.args.JsonRestore()}
         if (self._directory / str(step) / "arrays").exists():
             items["arrays"] = ocp.args.StandardRestore()

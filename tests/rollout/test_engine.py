@@ -10,6 +10,8 @@ from collections import deque
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS, Yarn
@@ -177,6 +179,18 @@ def test_a_long_prompt_is_prefilled_in_chunks(model, mesh, params, monkeypatch):
     sampling = Sampling(max_response_tokens=6)
     got = list(engine.generate(params, prompts, 1, sampling, 9))
     check(got, {(p.problem.id, 0): obvious(model, params, p, 0, sampling, 9, 6) for p in prompts})
+
+
+@given(st.integers(1, 1024), st.integers(1, 64), st.booleans())
+def test_prefill_pads_little_where_padding_is_dear(tokens, chunks, few):
+    length = replica.chunk_size(tokens, replica.PREFILL_CHUNKS, few)
+    rows = replica.batch_size(chunks, few)
+    assert tokens <= length
+    if few:
+        assert chunks <= rows
+    else:
+        assert length < 2 * max(tokens, replica.PREFILL_SHORTEST)
+        assert min(chunks, rows) >= 0.75 * rows
 
 
 def test_an_interrupt_loses_nothing_that_is_finished(engine, params, monkeypatch):

@@ -77,6 +77,15 @@ def test_what_is_saved_is_the_state_of_that_step_though_training_goes_on_in_its_
         assert_same(checkpoints.restore(state)[0], before)
 
 
+def test_what_is_read_takes_the_place_of_what_it_replaces(tmp_path):
+    save(tmp_path, [1])
+    like = state_at(0)
+    with Checkpoints(tmp_path, settings()) as checkpoints:
+        found, _ = checkpoints.restore(like)
+    assert_same(found, state_at(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(like))
+
+
 def files_below(directory):
     return [path for path in sorted(directory.rglob("*")) if path.is_file()]
 
