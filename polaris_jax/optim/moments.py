@@ -62,13 +62,13 @@ def _middle(low: float, high: float) -> float:
 DECADES = {signed: _decades(signed) for signed in (True, False)}
 
 
-def encode(x: jax.Array, kind: str, key: jax.Array, *, signed: bool) -> Any:
+def encode(x: jax.Array, kind: str, key: jax.Array, *, signed: bool, scales: jax.Array | None = None) -> Any:
     """A moment as it is kept. x: float32. kind: one of `MOMENTS`. key: for bfloat16, whose rounding is random.
 
     bfloat16 rounds up or down with the chance that makes the mean right: the second moment changes by less than its
     last place an update, and would stand still if rounded to nearest. int8 takes the nearest value of the codebook
     times its block's largest (of two as near, the one nearer to zero); a second moment that is not zero never becomes
-    zero, which would make its update unbounded (arXiv 2309.01507, section 4.1).
+    zero, which would make its update unbounded (arXiv 2309.01507, section 4.1). scales: of its blocks, where known.
     """
     if kind == "float32":
         return x
@@ -76,18 +76,23 @@ def encode(x: jax.Array, kind: str, key: jax.Array, *, signed: bool) -> Any:
         noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
         return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
-    blocks = _in_blocks(x)
-    scales = jnp.abs(blocks).max(axis=-1)
-    relative = blocks / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny)[..., None]
-    # Reshaped last: arithmetic on both sides of a reshape would not be one pass.
-    return Blocks(_codes(relative, signed).reshape(x.shape), scales)
+    if scales is None:
+        scales = jnp.abs(_in_blocks(x)).max(axis=-1)
+    relative = x / _spread(jnp.maximum(scales, jnp.finfo(jnp.float32).tiny), x.shape)
+    return Blocks(_codes(relative, signed), scales)
 
 
 def decode(kept: Any, *, signed: bool) -> jax.Array:
     """The float32 array of `encode`."""
     if not isinstance(kept, Blocks):
         return kept.astype(jnp.float32)
-    return (_values(_in_blocks(kept.codes), signed) * kept.scales[..., None]).reshape(kept.codes.shape)
+    return _values(kept.codes, signed) * _spread(kept.scales, kept.codes.shape)
+
+
+def block_scales(state: Any) -> list[jax.Array]:
+    """The scales of all blocks in an optimizer's state."""
+    found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Blocks))
+    return [x.scales for x in found if isinstance(x, Blocks)]
 
 
 def zeros(x: jax.Array, kind: str, *, signed: bool) -> Any:
@@ -132,6 +137,11 @@ def _values(codes: jax.Array, signed: bool) -> jax.Array:
 def _block(x: jax.Array) -> int:
     """How many values of x share a scale: the largest power of two up to BLOCK that divides its last axis."""
     return min(BLOCK, x.shape[-1] & -x.shape[-1])
+
+
+def _spread(scales: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Each value's scale. Scales are what is reshaped: arithmetic on both sides of a reshape would not be one pass."""
+    return jnp.broadcast_to(scales[..., None], (*scales.shape, shape[-1] // scales.shape[-1])).reshape(shape)
 
 
 def _in_blocks(x: jax.Array) -> jax.Array:

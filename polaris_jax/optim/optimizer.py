@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax.optim import offload
 from polaris_jax.optim.adam import scale_by_adam
-from polaris_jax.optim.moments import Blocks
+from polaris_jax.optim.moments import Blocks, block_scales
 from polaris_jax.optim.pieces import piecewise, sum_in_pieces
 from polaris_jax.sharding.rules import replicated
 
@@ -165,6 +165,7 @@ def apply_gradients(
     state: OptState,
     usable: jax.Array,
     piece_bytes: float = math.inf,
+    two_passes: bool = False,
 ) -> tuple[Any, OptState, dict[str, jax.Array]]:
     """One update of all parameters, or none where it is not to be trained on.
 
@@ -172,8 +173,9 @@ def apply_gradients(
     recorded are finite; an update is skipped where it is False or a gradient is not finite. With a loss scale that can
     be halved, gradients alone that are not finite are an overflow: then the scale is halved and the update is neither
     made nor counted as skipped. piece_bytes: of the parameters that are updated at once; more than that are updated in
-    pieces, with temporaries for one. Returns the new parameters and state, and grad_norm (before the clip),
-    update_norm, learning_rate, skipped and overflow.
+    pieces, with temporaries for one. two_passes: over gradients and int8 moments, so that new moments are not stored in
+    float32 on the way; of use where the caches do not hold them, as they do those of pieces. Returns the new parameters
+    and state, and grad_norm (before the clip), learning_rate, skipped and overflow.
     """
     unscaled = lambda grads: jax.tree.map(lambda g: g / state.loss_scale, grads)  # noqa: E731
     norm = jnp.sqrt(sum_in_pieces(lambda grads: optax.tree.norm(unscaled(grads), squared=True), grads, piece_bytes))
@@ -181,20 +183,30 @@ def apply_gradients(
     overflow = usable & ~learn & (state.loss_scale > LEAST_LOSS_SCALE)
 
     def change(params, grads, inner, piece):
-        updates, new = optimizer.update(unscaled(grads), inner, params, norm=norm, piece=piece)
+        def update(grads, inner, params, scales=None):
+            return optimizer.update(unscaled(grads), inner, params, norm=norm, piece=piece, scales=scales)
+
+        # The scale of an int8 block is known when all of its new moments are, and its codes need the scale. Two passes
+        # compute the moments twice in place of storing them in between. The first is a branch, since XLA would find
+        # what they share and store it; the barrier keeps XLA from taking the branch for so cheap that both sides may
+        # be computed.
+        scales = None
+        if two_passes and block_scales(inner):
+            first = lambda *arrays: jax.lax.optimization_barrier(block_scales(update(*arrays)[1]))  # noqa: E731
+            scales = jax.lax.cond(learn, first, lambda _, inner, __: block_scales(inner), grads, inner, params)
+        updates, new = update(grads, inner, params, scales)
         # Chosen leaf by leaf, within the pass that writes it. `optax.apply_if_finite` branches with `lax.cond`, which
         # copies the whole state, and after so many updates that are not finite it accepts one.
         updates = jax.tree.map(lambda u: jnp.where(learn, u, 0), updates)
         kept = jax.tree.map(lambda new, old: jnp.where(learn, new, old), new, inner)
-        return optax.apply_updates(params, updates), kept, optax.tree.norm(updates, squared=True)
+        return optax.apply_updates(params, updates), kept
 
-    params, inner, moved = piecewise(change, params, grads, state.inner, learn, piece_bytes)
+    params, inner = piecewise(change, params, grads, state.inner, learn, piece_bytes)
     scale, finite_in_a_row = _next_scale(state.loss_scale, overflow, jnp.where(learn, state.finite_in_a_row + 1, 0))
     skipped = (~learn & ~overflow).astype(jnp.int32)
     skipped_in_a_row = jnp.where(learn, 0, state.skipped_in_a_row + skipped)
     metrics = {
         "grad_norm": norm,
-        "update_norm": jnp.sqrt(moved),
         "learning_rate": inner[-1].hyperparams["learning_rate"],
         "skipped": skipped,
         "overflow": overflow,

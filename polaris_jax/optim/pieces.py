@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-Changed = tuple[Any, Any, jax.Array]  # parameters, state, and a float32 number
 
-
-def piecewise(change: Callable, params: Mapping, grads: Mapping, state: Any, learn: jax.Array, most: float) -> Changed:
-    """`change(params, grads, state, piece) -> Changed`, of which nothing is taken where learn is False.
+def piecewise(
+    change: Callable, params: Mapping, grads: Mapping, state: Any, learn: jax.Array, most: float
+) -> tuple[Any, Any]:
+    """`change(params, grads, state, piece) -> (params, state)`, of which nothing is taken where learn is False.
 
     An array of params with more than `most` bytes is cut along its first axis, and its pieces are changed one after the
     other, each written where it lay, with temporaries for one. The others are changed together. So what becomes of an
     array must depend neither on other arrays nor on what else lies along its first axis. Of the state, trees like
     params are cut as they are; its other arrays must become the same with every piece. piece: int32, another in each
-    call. The numbers are added up.
+    call.
     """
     if _are_small(params, most):
         return change(params, grads, state, 0)
@@ -31,25 +31,25 @@ def piecewise(change: Callable, params: Mapping, grads: Mapping, state: Any, lea
         whole = list(leaves)
         for i, tree in zip(places, trees[1:], strict=True):
             whole[i] = tree
-        params, state, number = change(trees[0], grads, structure.unflatten(whole), piece)
+        params, state = change(trees[0], grads, structure.unflatten(whole), piece)
         found = structure.flatten_up_to(state)
-        return [params, *(found[i] for i in places)], [x for i, x in enumerate(found) if i not in places], number
+        return [params, *(found[i] for i in places)], [x for i, x in enumerate(found) if i not in places]
 
     def part(flat, paths):
         return unflatten_dict({path: flat[path] for path in paths})
 
     flat_grads, flat = flatten_dict(grads), [flatten_dict(tree) for tree in (params, *(leaves[i] for i in places))]
     counts = {path: piece_count(x, most) for path, x in flat[0].items()}
-    others, total, piece = [x for x in leaves if not is_tree(x)], jnp.float32(0), 0
+    others, piece = [x for x in leaves if not is_tree(x)], 0
     groups = [[path for path, count in counts.items() if count == 1], *([path] for path in counts if counts[path] > 1)]
     for paths in filter(None, groups):
         arguments = [part(x, paths) for x in flat], others, part(flat_grads, paths)
-        trees, others, number = _in_loop(one, *arguments, learn, counts[paths[0]], piece)
+        trees, others = _in_loop(one, *arguments, learn, counts[paths[0]], piece)
         flat = [old | flatten_dict(new) for old, new in zip(flat, trees, strict=True)]
-        total, piece = total + number, piece + counts[paths[0]]
+        piece += counts[paths[0]]
     params, *trees = map(unflatten_dict, flat)
     trees, others = iter(trees), iter(others)
-    return params, structure.unflatten(next(trees if i in places else others) for i in range(len(leaves))), total
+    return params, structure.unflatten(next(trees if i in places else others) for i in range(len(leaves)))
 
 
 def sum_in_pieces(number: Callable, tree: Mapping, most: float) -> jax.Array:
@@ -81,16 +81,16 @@ def _in_loop(one: Callable, trees: Any, others: Any, grads: Any, learn: jax.Arra
         return one(trees, grads, first)
 
     def step(i, found):
-        trees, others, number = found
+        trees, others = found
         here = jax.tree.map(lambda x: _piece(x, i, count), (trees, grads))
         # Besides what it says, the branch keeps XLA from fusing slices with what is computed of them: it would copy the
         # whole arrays before it writes to them.
         change = lambda trees, grads: one(trees, grads, first + i)  # noqa: E731
-        new, others, more = jax.lax.cond(learn, change, lambda trees, _: (trees, others, jnp.float32(0)), *here)
+        new, others = jax.lax.cond(learn, change, lambda trees, _: (trees, others), *here)
         trees = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * len(y), 0), trees, new)
-        return trees, others, number + more
+        return trees, others
 
-    return jax.lax.fori_loop(0, count, step, (trees, others, jnp.float32(0)))
+    return jax.lax.fori_loop(0, count, step, (trees, others))
 
 
 def _piece(x: jax.Array, i: jax.Array, count: int) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -249,7 +250,8 @@ def make_apply(
         usable = usable & jnp.isfinite(sums["loss"])
         opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
         trained, frozen = split(state.params)
-        trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, piece)
+        two_passes = math.isinf(piece) and moved is None
+        trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, piece, two_passes)
         opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}

@@ -53,7 +53,6 @@ def test_ten_updates_follow_torch(clip_norm, optimizer):
     params, (state, step) = PARAMS, started(optimizer)
     for i in range(10):
         grads = {name: (i + 1) * rng.normal(size=p.shape).astype(np.float32) for name, p in PARAMS.items()}
-        before = params
         params, state, metrics = step(params, grads, state)
         for p, g in zip(theirs, grads.values(), strict=True):
             p.grad = torch.tensor(g)
@@ -61,8 +60,6 @@ def test_ten_updates_follow_torch(clip_norm, optimizer):
         torch_adamw.step()
         assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=1e-5)
         assert float(metrics["learning_rate"]) == pytest.approx(3e-3)
-        moved = np.sqrt(sum(((params[name] - before[name]) ** 2).sum() for name in params))
-        assert float(metrics["update_norm"]) == pytest.approx(float(moved), rel=1e-3)
     for found, expected in zip(params.values(), theirs, strict=True):
         np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
 
@@ -80,7 +77,6 @@ def test_a_gradient_that_is_not_finite_or_not_usable_changes_no_parameter_and_no
     for skipped in (1, 2):
         after, later, metrics = step(params, broken, state, not usable)
         assert metrics["skipped"] == 1
-        assert metrics["update_norm"] == 0
         jax.tree.map(np.testing.assert_array_equal, (after, later.inner), (params, state.inner))
         assert later.skipped == later.skipped_in_a_row == skipped
         params, state = after, later
