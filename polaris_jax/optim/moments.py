@@ -11,6 +11,7 @@ import numpy as np
 
 MOMENTS = ("float32", "bfloat16", "int8")
 BLOCK = 256  # most values that share a scale
+PART = 32  # values of a block that lie on one device
 ZERO = {True: 127, False: 0}  # the code of zero, with and without a sign
 
 
@@ -77,7 +78,7 @@ def encode(x: jax.Array, kind: str, key: jax.Array, *, signed: bool, scales: jax
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
         return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
     if scales is None:
-        scales = jnp.abs(_in_blocks(x)).max(axis=-1)
+        scales = _largest(x)
     relative = x / _spread(jnp.maximum(scales, jnp.finfo(jnp.float32).tiny), x.shape)
     return Blocks(_codes(relative, signed), scales)
 
@@ -144,6 +145,11 @@ def _spread(scales: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(scales[..., None], (*scales.shape, shape[-1] // scales.shape[-1])).reshape(shape)
 
 
-def _in_blocks(x: jax.Array) -> jax.Array:
-    """[..., N] as [..., n, block]."""
-    return x.reshape(*x.shape[:-1], -1, _block(x))
+def _largest(x: jax.Array) -> jax.Array:
+    """The largest |value| of each block, float32 [..., n].
+
+    In two steps: a block may lie on several devices, which then exchange what is largest of each PART values alone.
+    """
+    block = _block(x)
+    parts = jnp.abs(x).reshape(*x.shape[:-1], -1, min(PART, block)).max(axis=-1)
+    return parts.reshape(*x.shape[:-1], x.shape[-1] // block, -1).max(axis=-1)

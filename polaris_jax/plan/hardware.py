@@ -18,11 +18,12 @@ USABLE = 0.92  # of a device's memory; the rest is for the driver, collectives a
 class Hardware:
     """One device, as its maker's data sheet has it.
 
-    flops: dense matrix products a second, by compute dtype. memory: bytes. bandwidth: of the memory, bytes/s.
-    machine: devices of one host. link, network: bytes/s that a device sends to others of its host, and of other hosts.
-    host: bytes/s between a device and its host's memory, one way.
+    platform: "gpu" or "tpu". flops: dense matrix products a second, by compute dtype. memory: bytes. bandwidth: of the
+    memory, bytes/s. machine: devices of one host. link, network: bytes/s that a device sends to others of its host, and
+    of other hosts. host: bytes/s between a device and its host's memory, one way.
     """
 
+    platform: str
     flops: Mapping[str, float]
     memory: float
     bandwidth: float
@@ -34,12 +35,13 @@ class Hardware:
 
 def _gpu(tera: float, tf32: float, gib: float, bandwidth: float, link: float, network: float, host: float) -> Hardware:
     flops = {"bfloat16": tera * 1e12, "float16": tera * 1e12, "float32": tf32 * 1e12}
-    return Hardware(flops, gib * 2**30, bandwidth, 8, link, network, host)
+    return Hardware("gpu", flops, gib * 2**30, bandwidth, 8, link, network, host)
 
 
 def _tpu(tera: float, gib: float, bandwidth: float, link: float) -> Hardware:
     """A chip, which is one JAX device. float32 operands are multiplied in one bfloat16 pass, JAX's default there."""
-    return Hardware({"bfloat16": tera * 1e12, "float32": tera * 1e12}, gib * 2**30, bandwidth, 4, link, link)
+    flops = {"bfloat16": tera * 1e12, "float32": tera * 1e12}
+    return Hardware("tpu", flops, gib * 2**30, bandwidth, 4, link, link)
 
 
 # GPUs: NVIDIA's data sheets, of the SXM cards where there are some; float32 is TF32, JAX's default there; memory as

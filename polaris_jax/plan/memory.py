@@ -43,7 +43,10 @@ PHASES = (*SAMPLING, *TRAINING)
 PROBE = 13 * 512  # tokens of a row; longer rows keep as much per token, and no model is as wide
 MASTER = 4  # bytes of a float32 parameter, gradient or moment
 LOGITS_COPIES = 3  # float32 arrays as large as the logits of a chunk that its backward pass holds at once
-APPLY_COPIES = 2.5  # of the parameters, float32, that AdamW and the clip hold beside state and gradients
+APPLY_COPIES = 2.5  # of the parameters, float32, that an optimizer and the clip hold beside state and gradients at most
+FUSED_COPIES = 0.1  # the same where an accelerator's kernels compute them where they need them
+CPU_COPIES = 1.9  # the same of AdamW on CPUs
+OFFLOAD_COPIES = 0.6  # the same where moments come from the host and go back there
 IN_FLIGHT = 2  # layers whose activations are on the device at once where they go to the host
 PIECE_COPIES = 10  # the same of a piece, where an array is updated in pieces: before, meanwhile and after
 LAYER_FACTOR = 1.1  # backward pass of a layer: what `none` would keep of it, and this much for what flows back
@@ -94,7 +97,7 @@ def phase_memory(
         "gradients": state
         | kept
         | {"gradients": (1 if added else 2) * trained, "activations": activations, "workspace": workspace},
-        "apply": state | kept | {"gradients": trained, "workspace": _apply(model, mesh, platform)},
+        "apply": state | kept | {"gradients": trained, "workspace": _apply(model, config, mesh, platform)},
     }
 
 
@@ -113,15 +116,21 @@ def host_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> d
     return found
 
 
-def _apply(model: ModelConfig, mesh: AbstractMesh, platform: str) -> float:
+def _apply(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, platform: str) -> float:
     """What the optimizer computes of the parameters that it updates at once, or of the largest piece."""
-    most, at_once, piece = apply_piece(mesh, platform), 0.0, 0.0
+    c, most, at_once, piece = config.optimizer, apply_piece(mesh, platform), 0.0, 0.0
     model = model.replace(remat="none")
     shapes = jax.tree.leaves(split(param_shapes(model))[0])
     for x, (size, _) in zip(shapes, _shards(model, mesh)[0], strict=True):
         count = piece_count(x, most)
         at_once, piece = at_once + size * (count == 1), max(piece, size / count * (count > 1))
-    return MASTER * (APPLY_COPIES * at_once + PIECE_COPIES * piece)
+    if c.name != "adamw" or (platform, c.moments) == ("tpu", "int8"):
+        copies = APPLY_COPIES
+    elif platform == "cpu":
+        copies = CPU_COPIES
+    else:
+        copies = OFFLOAD_COPIES if c.offload else FUSED_COPIES
+    return MASTER * (copies * at_once + PIECE_COPIES * piece)
 
 
 def cache_pages(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh) -> int:

@@ -155,7 +155,8 @@ def plan_stage(
             f"config.mesh: tensor={mesh.shape['tensor']} x context={mesh.shape['context']} spans machines of "
             f"{topology.hardware.machine} devices; sampling needs the tensor axis in one"
         )
-    memory, work = phase_memory(model, config, mesh), phase_work(model, config, mesh, assumed)
+    memory = phase_memory(model, config, mesh, topology.hardware.platform)
+    work = phase_work(model, config, mesh, assumed)
     fixed = sum(size for part, size in memory["gradients"].items() if part not in ("activations", "workspace"))
     limit_s = {phase: seconds(work[phase], topology.hardware, mesh, model.dtype) for phase in PHASES}
     step_s = sum(limit for limit, _ in limit_s.values()) / assumed.achieved
@@ -265,7 +266,7 @@ def _sampling(config: ConfigDict, topology: Topology, assumed: Assumptions) -> d
 
     def left(slots: int) -> float:
         changed = configs.override(config, {"rollout.slots": slots})
-        memory = phase_memory(model, changed, mesh)
+        memory = phase_memory(model, changed, mesh, topology.hardware.platform)
         return topology.usable - max(sum(memory[p].values()) - memory[p]["cache"] for p in ("prefill", "decode"))
 
     pages = left(1) // page

@@ -13,8 +13,10 @@ from configs import tiny
 from polaris_jax.models.presets import LORA_TARGETS, PRESETS, Lora
 from polaris_jax.plan.ahead import lower_training
 from polaris_jax.plan.memory import (
+    FUSED_COPIES,
     IN_FLIGHT,
     MASTER,
+    OFFLOAD_COPIES,
     PHASES,
     host_memory,
     kept_bytes,
@@ -76,7 +78,8 @@ def test_what_is_offloaded_is_counted_on_the_host():
     for phase in PHASES:
         freed = sum(beside[phase].values()) - sum(away[phase].values())
         layers = kept * (5 - IN_FLIGHT) / 5 if phase == "gradients" else 0
-        assert freed == pytest.approx(found["moments"] + layers), phase
+        passing = (OFFLOAD_COPIES - FUSED_COPIES) * found["moments"] / 2 if phase == "apply" else 0
+        assert freed == pytest.approx(found["moments"] + layers - passing, rel=1e-3), phase
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
@@ -102,8 +105,8 @@ def check_against_xla(mesh, remat, row, model=MODEL):
     found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
     planned = plan_mesh(mesh, 8)
     c = config(row, planned.shape["data"] * planned.shape["fsdp"])
-    memory = phase_memory(model.replace(remat=remat), c, planned)
-    gradients, apply = memory["gradients"], memory["apply"]
+    memory = phase_memory(model.replace(remat=remat), c, planned, "cpu")
+    gradients, apply = ({**memory[phase], "cache": 0} for phase in ("gradients", "apply"))  # the programs have no cache
     # the moments are no arguments of the accumulation, they lie there all the same
     assert found[f"accumulate/{row}"]["peak"] + gradients["moments"] == pytest.approx(
         sum(gradients.values()), rel=TOLERANCE

@@ -15,7 +15,7 @@ from polaris_jax.plan.planner import model_shape, plan
 from tests.conftest import CONFIGS, smaller_config
 
 ROOT = Path(__file__).parents[2]
-SMALL = hardware.Hardware({"float32": 1e12}, 2**27 / hardware.USABLE, 1e11, 4, 1e10, 1e9)  # 128 MiB to fill
+SMALL = hardware.Hardware("gpu", {"float32": 1e12}, 2**27 / hardware.USABLE, 1e11, 4, 1e10, 1e9)  # 128 MiB to fill
 
 
 @pytest.fixture

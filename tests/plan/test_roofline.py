@@ -117,7 +117,7 @@ def test_the_update_computes_for_padding_too():
     ],
 )
 def test_the_slowest_of_compute_memory_and_network_decides(work, expected):
-    hardware = Hardware({"float32": 1e3}, 1e9, 100.0, machine=4, link=10.0, network=1.0, host=2.0)
+    hardware = Hardware("gpu", {"float32": 1e3}, 1e9, 100.0, machine=4, link=10.0, network=1.0, host=2.0)
     time, bound = seconds(work, hardware, plan_mesh({"fsdp": 2, "tensor": 4}, 8), "float32")
     assert (time, bound) == (pytest.approx(expected[0]), expected[1])
 

@@ -8,8 +8,8 @@ import pytest
 
 from polaris_jax.errors import UserError
 from polaris_jax.training import loop
-from tests.conftest import CONFIGS, refusal
-from tests.training.test_loop import assert_same, killed, params_of, without_times
+from tests.conftest import CONFIGS, killed, refusal
+from tests.training.test_loop import assert_same, params_of, without_times
 
 MINE = """
 def even(response, problem):
@@ -61,7 +61,7 @@ def test_advantages_are_of_the_sum_and_pass_rates_of_what_is_right(run, function
     assert (frame["source/arithmetic/reward"] == frame.reward).all()
 
     # A run that is killed and resumes, and one whose newest step's rewards were kept on the disk, are the same run.
-    killed(monkeypatch, "log_samples", at=3)
+    killed(monkeypatch, loop, "log_samples", at=3)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **functions)
     resumed = run("broken", **functions)
@@ -122,7 +122,7 @@ def test_several_sources_keep_their_shares_and_resume_to_the_bit(run, tmp_path, 
     places = places_of(tmp_path / "unbroken")
     assert sum(position for _, position in places.values()) == 16
     assert places["a"][1] == pytest.approx(12, abs=2)
-    killed(monkeypatch, "train_step", at=4)
+    killed(monkeypatch, loop, "train_step", at=4)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **mix)
     resumed = run("broken", **mix)
