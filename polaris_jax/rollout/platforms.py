@@ -45,11 +45,11 @@ class Platform(NamedTuple):
 
     kernels: whose kernels `paged_attention` runs. transpose: whether the unembedding is kept transposed, too.
     new_order: how `new_tokens` lie. few_programs: whether compiling costs more than padding: page tables are then as
-    wide as the longest sequence, whose empty pages the kernels skip, and chunks that follow others in prefill go one by
-    one. read_pages, slot_buckets, memory: as the functions above. keep_pools(pools): what stays allocated between two
-    calls. reuse_pools(kept, pages): those of it that the next call, of that many pages, begins with, emptied.
-    shares(model, mesh, weights): whether the sampler reads the trainer's parameters where they lie, as `shared_layers`
-    of them, beside a transposed unembedding.
+    wide as the longest sequence, whose empty pages the kernels skip, chunks that follow others in prefill go one by
+    one, and prefill has few sizes of chunks and batches. read_pages, slot_buckets, memory: as the functions above.
+    keep_pools(pools): what stays allocated between two calls. reuse_pools(kept, pages): those of it that the next call,
+    of that many pages, begins with, emptied. shares(model, mesh, weights): whether the sampler reads the trainer's
+    parameters where they lie, as `shared_layers` of them, beside a transposed unembedding.
     """
 
     kernels: str

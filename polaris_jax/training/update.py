@@ -244,13 +244,13 @@ def make_apply(
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
     piece, moved = apply_piece(mesh, mesh.devices.flat[0].platform), moved_moments(model, config, optimizer)
+    two_passes = math.isinf(piece) and moved is None  # all moments on the device, none in its caches
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], count: jax.Array, usable: jax.Array):
         sums, extremes = totals
         usable = usable & jnp.isfinite(sums["loss"])
         opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
         trained, frozen = split(state.params)
-        two_passes = math.isinf(piece) and moved is None
         trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, piece, two_passes)
         opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}

@@ -14,6 +14,7 @@ from polaris_jax.rollout.replica import Replica
 from polaris_jax.supervision import preemption
 from polaris_jax.training import loop, sft, step
 from polaris_jax.types import Rollout
+from tests.conftest import killed
 
 
 def params_of(workdir):
@@ -93,16 +94,7 @@ def test_after_sigterm_during_an_update_its_step_is_saved(run, preempted, monkey
 @pytest.mark.slow
 def test_a_step_that_was_sampled_is_repeated_to_the_bit_without_sampling(run, tmp_path, monkeypatch):
     unbroken = run("unbroken")
-
-    pack, calls = step.pack, []
-
-    def killed(*args, **options):
-        calls.append(0)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return pack(*args, **options)
-
-    monkeypatch.setattr(step, "pack", killed)
+    killed(monkeypatch, step, "pack", at=2)
     with pytest.raises(KeyboardInterrupt):
         run("broken")
     resumed = run("broken")
