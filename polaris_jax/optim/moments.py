@@ -16,7 +16,8 @@ ZERO = {True: 127, False: 0}  # the code of zero, with and without a sign
 
 
 class Blocks(NamedTuple):
-    """codes: uint8, of the array's shape, places in a codebook. scales: float32 [..., n], a block's largest |value|."""
+    """codes: uint8, of the array's shape, places in a codebook. scales: float32, of that shape but for the axis that
+    blocks lie along, whose length is their count; each is its block's largest |value|."""
 
     codes: jax.Array
     scales: jax.Array
@@ -100,8 +101,18 @@ def zeros(x: jax.Array, kind: str, *, signed: bool) -> Any:
     """A moment of zeros for the parameter x."""
     if kind != "int8":
         return jnp.zeros(x.shape, kind)
-    scales = jnp.zeros((*x.shape[:-1], x.shape[-1] // _block(x)), jnp.float32)
-    return Blocks(jnp.full(x.shape, ZERO[signed], jnp.uint8), scales)
+    shape = list(x.shape)
+    shape[block_axis(x.ndim)] //= _block(x)
+    return Blocks(jnp.full(x.shape, ZERO[signed], jnp.uint8), jnp.zeros(shape, jnp.float32))
+
+
+def block_axis(ndim: int) -> int:
+    """The axis that the blocks of an array lie along: a kernel's input, of others the last.
+
+    A TPU's vectors lie along the last axis, and along another one it finds what is largest without laying the array out
+    anew. Not along the first, so that pieces of an array have whole blocks.
+    """
+    return max(ndim - 2, 1) if ndim > 1 else 0
 
 
 def _codes(relative: jax.Array, signed: bool) -> jax.Array:
@@ -136,20 +147,28 @@ def _values(codes: jax.Array, signed: bool) -> jax.Array:
 
 
 def _block(x: jax.Array) -> int:
-    """How many values of x share a scale: the largest power of two up to BLOCK that divides its last axis."""
-    return min(BLOCK, x.shape[-1] & -x.shape[-1])
+    """How many values of x share a scale: the largest power of two up to BLOCK that divides their axis."""
+    length = x.shape[block_axis(x.ndim)]
+    return min(BLOCK, length & -length)
 
 
 def _spread(scales: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Each value's scale. Scales are what is reshaped: arithmetic on both sides of a reshape would not be one pass."""
-    return jnp.broadcast_to(scales[..., None], (*scales.shape, shape[-1] // scales.shape[-1])).reshape(shape)
+    axis = block_axis(len(shape))
+    return jnp.repeat(scales, shape[axis] // scales.shape[axis], axis)
 
 
 def _largest(x: jax.Array) -> jax.Array:
-    """The largest |value| of each block, float32 [..., n].
+    """The largest |value| of each block, shaped as scales are.
 
     In two steps: a block may lie on several devices, which then exchange what is largest of each PART values alone.
     """
     block = _block(x)
-    parts = jnp.abs(x).reshape(*x.shape[:-1], -1, min(PART, block)).max(axis=-1)
-    return parts.reshape(*x.shape[:-1], x.shape[-1] // block, -1).max(axis=-1)
+    part = min(PART, block)
+    return _largest_of(block // part, _largest_of(part, jnp.abs(x)))
+
+
+def _largest_of(count: int, x: jax.Array) -> jax.Array:
+    """Of each so many values along the axis of the blocks."""
+    axis = block_axis(x.ndim)
+    return x.reshape(*x.shape[:axis], -1, count, *x.shape[axis + 1 :]).max(axis + 1)

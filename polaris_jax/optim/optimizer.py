@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from polaris_jax.optim import offload
 from polaris_jax.optim.adam import scale_by_adam
-from polaris_jax.optim.moments import Blocks, block_scales
+from polaris_jax.optim.moments import Blocks, block_axis, block_scales
 from polaris_jax.optim.pieces import piecewise, sum_in_pieces
 from polaris_jax.sharding.rules import replicated
 
@@ -134,15 +134,17 @@ def opt_state_shardings(
 ) -> OptState:
     """Shardings of the optimizer's arrays: what belongs to a parameter lies where it lies, all else everywhere.
 
-    The scales of int8 blocks are not split along the last axis. params: arrays or their shapes; shardings: theirs.
-    on_host: whether what belongs to a parameter is in the memory of the host instead of the device's.
+    The scales of int8 blocks are not split along the axis of the blocks. params: arrays or their shapes; shardings:
+    theirs. on_host: whether what belongs to a parameter is in the memory of the host instead of the device's.
     """
     if on_host:
         shardings = jax.tree.map(offload.on_host, shardings)
 
     def beside(kept, where):
         if isinstance(kept, Blocks):
-            scales = PartitionSpec(*where.spec[: len(kept.scales.shape) - 1])
+            axes = [*where.spec, *[None] * kept.codes.ndim][: kept.codes.ndim]
+            axes[block_axis(kept.codes.ndim)] = None
+            scales = PartitionSpec(*axes)
             return Blocks(where, NamedSharding(mesh, scales, memory_kind=where.memory_kind))
         return kept if isinstance(kept, optax.MaskedNode) else where
 

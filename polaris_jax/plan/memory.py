@@ -24,7 +24,7 @@ from polaris_jax.models.rope import rope_tables
 from polaris_jax.models.transformer import REMAT_POLICIES, Block
 from polaris_jax.ops.attention import DENSE, packed_attention
 from polaris_jax.ops.paged_attention import DECODE_KERNELS
-from polaris_jax.ops.token_logprobs import CHUNK_LOGITS
+from polaris_jax.ops.token_logprobs import CHUNK_LOGITS, CHUNKS
 from polaris_jax.optim.optimizer import make_optimizer, opt_state_shardings
 from polaris_jax.optim.pieces import piece_count
 from polaris_jax.rollout.kv_pages import pages_for
@@ -50,6 +50,7 @@ OFFLOAD_COPIES = 0.6  # the same where moments come from the host and go back th
 IN_FLIGHT = 2  # layers whose activations are on the device at once where they go to the host
 PIECE_COPIES = 10  # the same of a piece, where an array is updated in pieces: before, meanwhile and after
 LAYER_FACTOR = 1.1  # backward pass of a layer: what `none` would keep of it, and this much for what flows back
+ADAPTED_FACTOR = 1.4  # the same with LoRA, where a product and its adapter's are added up
 
 
 def plan_mesh(shape: ConfigDict | dict[str, int], devices: int) -> AbstractMesh:
@@ -205,16 +206,19 @@ def backward_memory(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, 
     local = one_device(model, tensor)
     layers = IN_FLIGHT if model.remat == "offload" else model.num_hidden_layers
     kept = layers * kept_bytes(local, row) * tokens
-    layer = LAYER_FACTOR * kept_bytes(local.replace(remat="none"), row) * tokens
+    factor = LAYER_FACTOR if model.lora is None else ADAPTED_FACTOR
+    layer = factor * kept_bytes(local.replace(remat="none"), row) * tokens
     if mesh.shape["context"] > 1:  # keys and values of whole rows, and their gradients
         layer += 4 * local.num_key_value_heads * model.head_dim * item * tokens * mesh.shape["context"]
-    logits = LOGITS_COPIES * 4 * min(CHUNK_LOGITS, tokens * model.vocab_size // tensor)
+    all_logits = tokens * model.vocab_size // tensor
+    kept_logits = all_logits if all_logits <= CHUNK_LOGITS else 0  # else they are computed again
+    logits = kept_logits + LOGITS_COPIES * min(CHUNK_LOGITS, all_logits / CHUNKS)
     gathered = 0
     if mesh.shape["fsdp"] > 1:  # the embedding and its gradient, and two layers: one in use, one on its way
         table = model.vocab_size * model.hidden_size // tensor
         master, both = (MASTER, 2) if model.lora is None else (item, 1)  # a frozen table has no gradient
         gathered = both * master * table + 2 * (master + item) * block_parameters(local)
-    return kept, max(layer, logits) + gathered + _rows_bytes(config, mesh)
+    return kept, max(layer, 4 * logits) + gathered + _rows_bytes(config, mesh)
 
 
 def _rows_bytes(config: ConfigDict, mesh: AbstractMesh) -> float:

@@ -39,7 +39,9 @@ AFTER_BATCH: dict[str, Callable[[Any, Any], None]] = {
 }  # fmt: skip
 
 
-_PIECE = {"cpu": 2**24}  # bytes; a CPU holds many temporaries, and is faster where its caches do, too
+# Bytes. A CPU holds many temporaries, and is faster where its caches do, too. XLA for TPUs keeps new moments in float32
+# on the way to int8.
+_PIECE = {"cpu": 2**24, "tpu": 2**28}
 
 
 def apply_piece(mesh: Mesh | AbstractMesh, platform: str) -> float:

@@ -95,6 +95,16 @@ def test_int8_keeps_seven_decades_of_each_block(signed):
     np.testing.assert_allclose(again, moments.decode(kept, signed=signed), rtol=0.01)  # -1 is not in the book
 
 
+@pytest.mark.parametrize(("shape", "scales"), [((96,), (3,)), ((8, 512), (8, 2)), ((2, 512, 6), (2, 2, 6))])
+def test_blocks_lie_along_a_kernels_input_and_else_along_the_last_axis(shape, scales):
+    x = rng.normal(size=shape).astype(np.float32)
+    kept = moments.encode(x, "int8", KEY, signed=True)
+    assert kept.scales.shape == scales
+    blocks = np.moveaxis(np.abs(x), 1, 2).reshape(2, 6, 2, 256) if len(shape) == 3 else np.abs(x).reshape(*scales, -1)
+    largest = blocks.max(axis=-1)
+    np.testing.assert_array_equal(kept.scales, np.moveaxis(largest, 1, 2) if len(shape) == 3 else largest)
+
+
 def test_a_second_moment_in_int8_becomes_zero_only_where_it_is():
     x = np.float32([[0, 1e-30, 1e-12, 1.0]])
     found = moments.decode(moments.encode(x, "int8", KEY, signed=False), signed=False)

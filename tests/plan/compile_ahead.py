@@ -2,6 +2,8 @@
 
 compile_ahead.py functions TOPOLOGY DTYPE   the tiny model's device functions, of four devices or of one
 compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
+compile_ahead.py apply TOPOLOGY         4B's optimizer with int8 moments on one device: its temporaries, the bytes that
+                                        it moves where it has no loop, and those of all that it reads or writes, once
 compile_ahead.py one_device TOPOLOGY   4B's device functions with int8 moments and rows of 16K, of one device
 compile_ahead.py offload TOPOLOGY      4B's update, rows of 16K, with moments and activations on the host and without
 compile_ahead.py reductions TOPOLOGY   dtypes in which a small bfloat16 model's gradients are reduced over four devices
@@ -32,7 +34,7 @@ from polaris_jax.ops.paged_attention import Cache, paged_attention
 from polaris_jax.plan.ahead import cudnn_of, lower_all, lower_sampling, lower_training, topology_devices
 from polaris_jax.rollout.pools import page_bytes, pool_pages
 from polaris_jax.sharding.mesh import make_mesh
-from tests.plan.loop_bytes import loop_body, size, step_bytes
+from tests.plan.loop_bytes import bytes_moved, entry, loop_body, size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "__cudnn$fmha")
@@ -94,6 +96,18 @@ def one_device(topology):
     return lower_all(model, config, make_mesh(config.mesh, topology_devices(topology)))
 
 
+def apply(topology):
+    """The gradient is read for its norm and again for the update; parameters and moments are read and written."""
+    config = configs.load(CONFIGS / "polaris_4b.py", {"optimizer.moments": "int8", "updates.row_lengths": (1024,)})
+    model = PRESETS["qwen3-4b"].replace(dtype=config.model.dtype, remat="full")
+    mesh = make_mesh({}, topology_devices(topology)[:1])
+    with cudnn_of(mesh):
+        compiled = lower_training(model, config, mesh)["apply"].compile()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    moved = sum(bytes_moved(text, entry(text), {}).values())
+    return {"temporary": memory.temp_size_in_bytes, "moved": moved, "once": 2 * memory.argument_size_in_bytes}
+
+
 def offload(topology):
     """Moments in float32; remat full, and the same with what it keeps on the host."""
     lowered = {}
@@ -152,7 +166,7 @@ def decode(topology, layers, slots, context):
     # Of the new tokens GPUs read those that there are, in the mean of a call's steps half; TPUs read all.
     pool = f"bf16[{layers},{pool_pages(model, mesh, config.rollout, 0)},"
     new = f"bf16[{slots},{config.rollout.tokens_per_call},"
-    moved = step_bytes(text, {pool: 0, new: 1 if topology.startswith("v") else 0.5})
+    moved = bytes_moved(text, loop_body(text), {pool: 0, new: 1 if topology.startswith("v") else 0.5})
     smallest = 2 * model.hidden_size * model.num_key_value_heads * model.head_dim  # bytes of a layer's k or v
     slots_rows = f"[{slots},"  # what has a row for each slot is no weight
     copies = [i for i in loop_body(text) if i.op != "copy-done" and ("copy" in i.op or "slice" in i.name)]
@@ -164,7 +178,7 @@ def decode(topology, layers, slots, context):
 
 
 if __name__ == "__main__":
-    plain = {"reductions": reductions, "decode": decode}
+    plain = {"reductions": reductions, "decode": decode, "apply": apply}
     counted = {"functions": functions, "kernels": kernels, "stages": stages}
     counted |= {"one_device": one_device, "offload": offload}
     found = (plain | counted)[sys.argv[1]](*sys.argv[2:])

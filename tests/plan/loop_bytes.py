@@ -1,7 +1,7 @@
-"""What a step of a compiled decoding program reads from and writes to the device's memory, reckoned from its text.
+"""What a compiled program, or a step of its loop, reads from and writes to the device's memory, reckoned from its text.
 
 XLA's own analysis counts the whole page pool for each call of a kernel that reads some pages of it, and nothing of what
-a kernel is. So each instruction of the loop's body is counted: its operands and its results, except that
+a kernel is. So each instruction is counted: its operands and its results, except that
 
 - a fusion that slices or gathers an operand, or updates a part of it in place, moves that part;
 - a kernel moves of some operands the share that the caller names: none of the page pool, whose filled pages the caller
@@ -78,10 +78,15 @@ def loop_body(text: str) -> list[Instruction]:
     return max((found[name] for name in bodies), key=len)
 
 
-def step_bytes(text: str, shares: dict[str, float]) -> dict[str, float]:
-    """Bytes that each instruction of the loop moves. shares: what kernels read of operands, by how their types begin,
-    such as "bf16[6,99,"."""
-    found, body = computations(text), loop_body(text)
+def entry(text: str) -> list[Instruction]:
+    """The instructions of the program outside of its loops and branches."""
+    return computations(text)[re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)[1]]
+
+
+def bytes_moved(text: str, body: list[Instruction], shares: dict[str, float]) -> dict[str, float]:
+    """Bytes that each instruction of `body` moves; a loop or a branch counts as one that moves its operands and its
+    result. shares: what kernels read of operands, by how their types begin, such as "bf16[6,99,"."""
+    found = computations(text)
     types = {instruction.name: instruction.result for instruction in body}
     return {i.name: moved(i, types, found, shares) for i in body if i.op not in NOTHING and not i.op.endswith("-done")}
 

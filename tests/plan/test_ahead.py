@@ -137,11 +137,19 @@ def test_what_is_offloaded_is_not_in_the_devices_memory():
     assert plain["arguments"] == away["arguments"]
 
 
+@pytest.mark.parametrize(("topology", "gib"), [("h100:1", 1), pytest.param("v5p:2x2x1", 4, marks=pytest.mark.slow)])
+def test_int8_moments_are_updated_with_little_memory_beside_them(topology, gib):
+    """Of the 4B, whose parameters are 15 GiB. On a GPU, gradient and codes are read once more, for the scales."""
+    found = compiled("apply", topology)
+    assert found["temporary"] < gib * 2**30
+    if topology.startswith("h"):  # TPUs do it in loops
+        assert found["once"] < found["moved"] < 1.35 * found["once"]
+
+
 @pytest.mark.slow
 def test_the_4b_trains_on_one_device_of_80_gb():
-    """In GiB: 1 of temporaries for the optimizer, 76 for any function with all that lies beside its arguments."""
+    """In GiB: 76 for any function with all that lies beside its arguments."""
     found = compiled("one_device", "h100:1")
-    assert found["apply"]["temporary"] < 2**30
     tree, pages = 4 * PRESETS["qwen3-4b"].num_parameters, 30 * 2**30
     moments = found["apply"]["arguments"] - 2 * tree
     beside = {"apply": 0, "accumulate": moments, "weight_sync": moments + tree / 2 + pages}
