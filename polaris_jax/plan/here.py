@@ -17,7 +17,7 @@ from polaris_jax.plan.planner import model_shape
 from polaris_jax.rollout import cpu
 
 GIB = 2**30
-PROGRAM = 0.45 * GIB  # of the host's memory: Python, its libraries and compiled programs
+PROGRAM = 0.7 * GIB  # of the host's memory: Python, its libraries and compiled programs
 LEFT_OUT = {"evaluation": ("moments", "reference"), "SFT": ("cache",)}  # of the parts of a GRPO step
 JOBS = {"GRPO": PHASES, "SFT": TRAINING, "evaluation": SAMPLING}
 SMALLER_STATE = "config.optimizer.moments=int8 or config.optimizer.offload=True"
