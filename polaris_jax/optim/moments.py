@@ -64,13 +64,13 @@ def _middle(low: float, high: float) -> float:
 DECADES = {signed: _decades(signed) for signed in (True, False)}
 
 
-def encode(x: jax.Array, kind: str, key: jax.Array, *, signed: bool, scales: jax.Array | None = None) -> Any:
+def encode(x: jax.Array, kind: str, key: jax.Array, *, signed: bool) -> Any:
     """A moment as it is kept. x: float32. kind: one of `MOMENTS`. key: for bfloat16, whose rounding is random.
 
     bfloat16 rounds up or down with the chance that makes the mean right: the second moment changes by less than its
     last place an update, and would stand still if rounded to nearest. int8 takes the nearest value of the codebook
     times its block's largest (of two as near, the one nearer to zero); a second moment that is not zero never becomes
-    zero, which would make its update unbounded (arXiv 2309.01507, section 4.1). scales: of its blocks, where known.
+    zero, which would make its update unbounded (arXiv 2309.01507, section 4.1).
     """
     if kind == "float32":
         return x
@@ -78,8 +78,7 @@ def encode(x: jax.Array, kind: str, key: jax.Array, *, signed: bool, scales: jax
         noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
         return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
-    if scales is None:
-        scales = _largest(x)
+    scales = _largest(x)
     relative = x / _spread(jnp.maximum(scales, jnp.finfo(jnp.float32).tiny), x.shape)
     return Blocks(_codes(relative, signed), scales)
 
@@ -89,12 +88,6 @@ def decode(kept: Any, *, signed: bool) -> jax.Array:
     if not isinstance(kept, Blocks):
         return kept.astype(jnp.float32)
     return _values(kept.codes, signed) * _spread(kept.scales, kept.codes.shape)
-
-
-def block_scales(state: Any) -> list[jax.Array]:
-    """The scales of all blocks in an optimizer's state."""
-    found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Blocks))
-    return [x.scales for x in found if isinstance(x, Blocks)]
 
 
 def zeros(x: jax.Array, kind: str, *, signed: bool) -> Any:

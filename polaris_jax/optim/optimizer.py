@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from polaris_jax.optim import offload
 from polaris_jax.optim.adam import scale_by_adam
-from polaris_jax.optim.moments import Blocks, block_axis, block_scales
-from polaris_jax.optim.pieces import piecewise, sum_in_pieces
+from polaris_jax.optim.moments import Blocks, block_axis
+from polaris_jax.optim.pieces import Told, piecewise, sum_in_pieces
 from polaris_jax.sharding.rules import replicated
 
 FIRST_LOSS_SCALE, LEAST_LOSS_SCALE = 2.0**16, 2.0  # float16 only; of a loss that is a mean
@@ -167,7 +167,7 @@ def apply_gradients(
     state: OptState,
     usable: jax.Array,
     piece_bytes: float = math.inf,
-    two_passes: bool = False,
+    in_kernel: Callable | None = None,
 ) -> tuple[Any, OptState, dict[str, jax.Array]]:
     """One update of all parameters, or none where it is not to be trained on.
 
@@ -175,35 +175,25 @@ def apply_gradients(
     recorded are finite; an update is skipped where it is False or a gradient is not finite. With a loss scale that can
     be halved, gradients alone that are not finite are an overflow: then the scale is halved and the update is neither
     made nor counted as skipped. piece_bytes: of the parameters that are updated at once; more than that are updated in
-    pieces, with temporaries for one. two_passes: over gradients and int8 moments, so that new moments are not stored in
-    float32 on the way; of use where the caches do not hold them, as they do those of pieces. Returns the new parameters
-    and state, and grad_norm (before the clip), learning_rate, skipped and overflow.
+    pieces, with temporaries for one. in_kernel: `kernel.update_blocks`, for parameters whose moments are int8 blocks.
+    Returns the new parameters and state, and grad_norm (before the clip), learning_rate, skipped and overflow.
     """
-    unscaled = lambda grads: jax.tree.map(lambda g: g / state.loss_scale, grads)  # noqa: E731
-    norm = jnp.sqrt(sum_in_pieces(lambda grads: optax.tree.norm(unscaled(grads), squared=True), grads, piece_bytes))
+    squares = lambda grads: optax.tree.norm(_unscaled(grads, state.loss_scale), squared=True)  # noqa: E731
+    norm = jnp.sqrt(sum_in_pieces(squares, grads, piece_bytes))
     learn = usable & jnp.isfinite(norm)
     overflow = usable & ~learn & (state.loss_scale > LEAST_LOSS_SCALE)
 
-    def change(params, grads, inner, piece):
-        def update(grads, inner, params, scales=None):
-            return optimizer.update(unscaled(grads), inner, params, norm=norm, piece=piece, scales=scales)
-
-        # The scale of an int8 block is known when all of its new moments are, and its codes need the scale. Two passes
-        # compute the moments twice in place of storing them in between. The first is a branch, since XLA would find
-        # what they share and store it; the barrier keeps XLA from taking the branch for so cheap that both sides may
-        # be computed.
-        scales = None
-        if two_passes and block_scales(inner):
-            first = lambda *arrays: jax.lax.optimization_barrier(block_scales(update(*arrays)[1]))  # noqa: E731
-            scales = jax.lax.cond(learn, first, lambda _, inner, __: block_scales(inner), grads, inner, params)
-        updates, new = update(grads, inner, params, scales)
+    def change(params, grads, inner, told, piece):
+        grads = _unscaled(grads, told.loss_scale)
+        updates, new = optimizer.update(grads, inner, params, norm=told.norm, piece=piece)
         # Chosen leaf by leaf, within the pass that writes it. `optax.apply_if_finite` branches with `lax.cond`, which
         # copies the whole state, and after so many updates that are not finite it accepts one.
-        updates = jax.tree.map(lambda u: jnp.where(learn, u, 0), updates)
-        kept = jax.tree.map(lambda new, old: jnp.where(learn, new, old), new, inner)
+        updates = jax.tree.map(lambda u: jnp.where(told.learn, u, 0), updates)
+        kept = jax.tree.map(lambda new, old: jnp.where(told.learn, new, old), new, inner)
         return optax.apply_updates(params, updates), kept
 
-    params, inner = piecewise(change, params, grads, state.inner, learn, piece_bytes)
+    told = Told(norm, learn, state.loss_scale)
+    params, inner = piecewise(change, params, grads, state.inner, told, piece_bytes, in_kernel)
     scale, finite_in_a_row = _next_scale(state.loss_scale, overflow, jnp.where(learn, state.finite_in_a_row + 1, 0))
     skipped = (~learn & ~overflow).astype(jnp.int32)
     skipped_in_a_row = jnp.where(learn, 0, state.skipped_in_a_row + skipped)
@@ -215,6 +205,10 @@ def apply_gradients(
     }
     state = OptState(inner, state.skipped + skipped, skipped_in_a_row, scale, finite_in_a_row)
     return params, state, metrics
+
+
+def _unscaled(grads, loss_scale):
+    return jax.tree.map(lambda g: g / loss_scale, grads)
 
 
 def _next_scale(scale, overflow, finite_in_a_row):

@@ -3,51 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from polaris_jax.optim.kernel import suits
+
+
+class Told(NamedTuple):
+    """What is known of all gradients before a parameter is updated.
+
+    norm: float32. learn: bool, whether to update at all. loss_scale: float32, what gradients are multiplied with.
+    """
+
+    norm: jax.Array
+    learn: jax.Array
+    loss_scale: jax.Array
+
 
 def piecewise(
-    change: Callable, params: Mapping, grads: Mapping, state: Any, learn: jax.Array, most: float
+    change: Callable,
+    params: Mapping,
+    grads: Mapping,
+    state: Any,
+    told: Told,
+    most: float,
+    in_kernel: Callable | None = None,
 ) -> tuple[Any, Any]:
-    """`change(params, grads, state, piece) -> (params, state)`, of which nothing is taken where learn is False.
+    """`change(params, grads, state, told, piece) -> (params, state)`, of which nothing is taken unless `told.learn`.
 
     An array of params with more than `most` bytes is cut along its first axis, and its pieces are changed one after the
     other, each written where it lay, with temporaries for one. The others are changed together. So what becomes of an
     array must depend neither on other arrays nor on what else lies along its first axis. Of the state, trees like
     params are cut as they are; its other arrays must become the same with every piece. piece: int32, another in each
-    call.
+    call. in_kernel: `kernel.update_blocks`, which changes the arrays that suit it.
     """
-    if _are_small(params, most):
-        return change(params, grads, state, 0)
+    if _are_small(params, most) and in_kernel is None:
+        return change(params, grads, state, told, 0)
     is_tree = lambda x: isinstance(x, dict) and x.keys() == params.keys()  # noqa: E731
     leaves, structure = jax.tree.flatten(state, is_leaf=is_tree)
     places = [i for i, x in enumerate(leaves) if is_tree(x)]
 
-    def one(trees, grads, piece):
-        whole = list(leaves)
-        for i, tree in zip(places, trees[1:], strict=True):
-            whole[i] = tree
-        params, state = change(trees[0], grads, structure.unflatten(whole), piece)
+    def one(grads, trees, others, told, piece):
+        found, rest = iter(trees[1:]), iter(others)
+        whole = structure.unflatten(next(found if i in places else rest) for i in range(len(leaves)))
+        params, state = change(trees[0], grads, whole, told, piece)
         found = structure.flatten_up_to(state)
         return [params, *(found[i] for i in places)], [x for i, x in enumerate(found) if i not in places]
 
-    def part(flat, paths):
-        return unflatten_dict({path: flat[path] for path in paths})
-
     flat_grads, flat = flatten_dict(grads), [flatten_dict(tree) for tree in (params, *(leaves[i] for i in places))]
-    counts = {path: piece_count(x, most) for path, x in flat[0].items()}
-    others, piece = [x for x in leaves if not is_tree(x)], 0
-    groups = [[path for path, count in counts.items() if count == 1], *([path] for path in counts if counts[path] > 1)]
-    for paths in filter(None, groups):
-        arguments = [part(x, paths) for x in flat], others, part(flat_grads, paths)
-        trees, others = _in_loop(one, *arguments, learn, counts[paths[0]], piece)
-        flat = [old | flatten_dict(new) for old, new in zip(flat, trees, strict=True)]
-        piece += counts[paths[0]]
-    params, *trees = map(unflatten_dict, flat)
+    counts, new = {path: piece_count(x, most) for path, x in flat[0].items()}, [dict(tree) for tree in flat]
+    by_kernel = [path for path in counts if in_kernel and any(suits(tree[path]) for tree in flat[1:])]
+    by_piece = [path for path in counts if counts[path] > 1 and path not in by_kernel]
+    together = [path for path in counts if path not in by_kernel + by_piece]
+    given, piece = [x for x in leaves if not is_tree(x)], 0
+
+    def of(paths):
+        cut = lambda tree: unflatten_dict({path: tree[path] for path in paths})  # noqa: E731
+        return cut(flat_grads), [cut(tree) for tree in flat]
+
+    def put(trees):
+        for whole, tree in zip(new, trees, strict=True):
+            whole.update(flatten_dict(tree))
+
+    for paths, count in (together, 1), *(([path], counts[path]) for path in by_piece):
+        trees, others = _in_loop(one, *of(paths), given, told, count, piece)
+        put(trees)
+        piece += count
+    for path in by_kernel:
+        block = lambda grads, trees, known: one(grads, trees, *known)[0]  # noqa: E731
+        put(in_kernel(block, *of([path]), (given, told, jnp.int32(piece))))
+        piece += 1
+    params, *trees = map(unflatten_dict, new)
     trees, others = iter(trees), iter(others)
     return params, structure.unflatten(next(trees if i in places else others) for i in range(len(leaves)))
 
@@ -76,21 +105,21 @@ def piece_count(x: jax.Array, most: float) -> int:
     return next((n for n in range(1, length) if length % n == 0 and size <= n * most), length)
 
 
-def _in_loop(one: Callable, trees: Any, others: Any, grads: Any, learn: jax.Array, count: int, first: int) -> Any:
+def _in_loop(one: Callable, grads: Any, trees: Any, given: Any, told: Told, count: int, first: int) -> Any:
     if count == 1:
-        return one(trees, grads, first)
+        return one(grads, trees, given, told, first)
 
     def step(i, found):
         trees, others = found
-        here = jax.tree.map(lambda x: _piece(x, i, count), (trees, grads))
+        here = jax.tree.map(lambda x: _piece(x, i, count), (grads, trees))
         # Besides what it says, the branch keeps XLA from fusing slices with what is computed of them: it would copy the
         # whole arrays before it writes to them.
-        change = lambda trees, grads: one(trees, grads, first + i)  # noqa: E731
-        new, others = jax.lax.cond(learn, change, lambda trees, _: (trees, others), *here)
+        change = lambda grads, trees: one(grads, trees, given, told, first + i)  # noqa: E731
+        new, others = jax.lax.cond(told.learn, change, lambda _, trees: (trees, others), *here)
         trees = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * len(y), 0), trees, new)
         return trees, others
 
-    return jax.lax.fori_loop(0, count, step, (trees, others))
+    return jax.lax.fori_loop(0, count, step, (trees, given))
 
 
 def _piece(x: jax.Array, i: jax.Array, count: int) -> jax.Array:

@@ -125,7 +125,8 @@ def _apply(model: ModelConfig, config: ConfigDict, mesh: AbstractMesh, platform:
     for x, (size, _) in zip(shapes, _shards(model, mesh)[0], strict=True):
         count = piece_count(x, most)
         at_once, piece = at_once + size * (count == 1), max(piece, size / count * (count > 1))
-    if c.name != "adamw" or (platform, c.moments) == ("tpu", "int8"):
+    over_devices = c.moments == "int8" and mesh.size > 1  # blocks that XLA does not take in one pass
+    if c.name != "adamw" or (over_devices and platform != "cpu"):
         copies = APPLY_COPIES
     elif platform == "cpu":
         copies = CPU_COPIES

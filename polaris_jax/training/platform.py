@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
+from polaris_jax.optim.kernel import update_blocks
+
 
 def _wait_for_memory(present: Any, before: Any) -> None:
     """Waits until the present batch is computed, and a moment more, when the CPU client has freed what that needed.
@@ -50,3 +52,8 @@ def apply_piece(mesh: Mesh | AbstractMesh, platform: str) -> float:
     On several devices none are: their first axis may be split.
     """
     return _PIECE.get(platform, math.inf) if mesh.size == 1 else math.inf
+
+
+def apply_kernel(mesh: Mesh | AbstractMesh, platform: str) -> Callable | None:
+    """What updates parameters with int8 moments; None: XLA, to which a block may lie on several devices."""
+    return update_blocks if platform == "gpu" and mesh.size == 1 else None

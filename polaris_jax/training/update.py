@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,7 +31,7 @@ from polaris_jax.rl.losses import batch_loss, divisor, merge_totals
 from polaris_jax.sharding.rows import put_rows
 from polaris_jax.sharding.rules import RULES, param_shardings, replicated, rows_sharding
 from polaris_jax.supervision import heartbeat
-from polaris_jax.training.platform import AFTER_BATCH, apply_piece
+from polaris_jax.training.platform import AFTER_BATCH, apply_kernel, apply_piece
 from polaris_jax.training.state import TrainState, moved_moments, stage_optimizer, state_shardings
 from polaris_jax.types import PackedBatch
 
@@ -243,15 +242,15 @@ def make_apply(
     as in `stage_optimizer`.
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
-    piece, moved = apply_piece(mesh, mesh.devices.flat[0].platform), moved_moments(model, config, optimizer)
-    two_passes = math.isinf(piece) and moved is None  # all moments on the device, none in its caches
+    platform, moved = mesh.devices.flat[0].platform, moved_moments(model, config, optimizer)
+    way = apply_piece(mesh, platform), apply_kernel(mesh, platform)
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], count: jax.Array, usable: jax.Array):
         sums, extremes = totals
         usable = usable & jnp.isfinite(sums["loss"])
         opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
         trained, frozen = split(state.params)
-        trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, piece, two_passes)
+        trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, *way)
         opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
+from polaris_jax.optim.kernel import update_blocks
 from polaris_jax.optim.moments import MOMENTS
 from polaris_jax.optim.optimizer import OPTIMIZERS, apply_gradients, init_opt_state, make_optimizer
 from polaris_jax.optim.pieces import piece_count
@@ -19,17 +20,17 @@ SHAPES = {
 PIECE = 4 * 64 * 128  # one layer's kernel; a third of the embedding
 
 
-def random():
+def random(shapes=SHAPES):
     draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    return jax.tree.map(draw, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def started(name, kind, piece, two_passes=False):
+def started(name, kind, piece, in_kernel=None):
     c = get_config().optimizer
     c.name, c.moments, c.learning_rate = name, kind, 3e-3
     chain = make_optimizer(c, 10)
     begin = jax.jit(lambda params: init_opt_state(chain, params, "float32"))
-    step = lambda *arguments: apply_gradients(chain, *arguments, piece, two_passes)  # noqa: E731
+    step = lambda *arguments: apply_gradients(chain, *arguments, piece, in_kernel)  # noqa: E731
     return begin, jax.jit(step, donate_argnums=(0, 2))
 
 
@@ -76,20 +77,35 @@ def test_pieces_are_as_few_as_are_small_enough():
     assert [piece_count(array, most) for most in (4800, 4799, 1600, 1599, 400, 1)] == [1, 2, 3, 4, 12, 12]
 
 
-def test_two_passes_are_one():
-    """But for rounding: a code in a thousand may be the next one."""
-    params, gradients = random(), [random() for _ in range(3)]
+LARGE = {
+    "embedding": (512, 256),
+    "layers": {"up": {"kernel": (3, 512, 96), "bias": (3, 96)}, "narrow": {"kernel": (3, 2**15, 6)}},
+    "final_norm": {"scale": (256,)},
+}
+
+
+def test_the_kernel_of_gpus_updates_as_xla_does():
+    """Twice, with a gradient that is clipped, and one in between that is not finite. Codes at the middle between two
+    values may be the next ones."""
+    params, gradients = random(LARGE), [random(LARGE) for _ in range(3)]
     gradients[1]["embedding"] = gradients[1]["embedding"].at[3, 5].set(jnp.nan)
-    found = []
-    for two_passes in (False, True):
-        begin, step = started("adamw", "int8", float("inf"), two_passes)
+    chosen, found = [], []
+
+    def in_kernel(change, grads, kept, scalars):
+        chosen.extend(map(jnp.shape, jax.tree.leaves(grads)))
+        return update_blocks(change, grads, kept, scalars, interpret=True)
+
+    for kernel in (None, in_kernel):
+        begin, step = started("adamw", "int8", float("inf"), kernel)
         now, state = jax.tree.map(jnp.copy, params), begin(params)
         for grads in gradients:
             now, state, metrics = step(now, grads, state, True)
         found.append((now, state, metrics))
+    assert chosen == [(512, 256), (3, 512, 96)]
     (one, state, told), (two, other, also) = found
     assert told == also
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), one, two)
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), two, one)
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         if x.dtype == jnp.uint8:
             assert np.abs(x.astype(int) - y.astype(int)).max() <= 1

@@ -137,13 +137,13 @@ def test_what_is_offloaded_is_not_in_the_devices_memory():
     assert plain["arguments"] == away["arguments"]
 
 
-@pytest.mark.parametrize(("topology", "gib"), [("h100:1", 1), pytest.param("v5p:2x2x1", 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("topology", "gib"), [("h100:1", 0.01), pytest.param("v5p:2x2x1", 4, marks=pytest.mark.slow)])
 def test_int8_moments_are_updated_with_little_memory_beside_them(topology, gib):
-    """Of the 4B, whose parameters are 15 GiB. On a GPU, gradient and codes are read once more, for the scales."""
+    """Of the 4B, whose parameters are 15 GiB."""
     found = compiled("apply", topology)
     assert found["temporary"] < gib * 2**30
     if topology.startswith("h"):  # TPUs do it in loops
-        assert found["once"] < found["moved"] < 1.35 * found["once"]
+        assert found["once"] < found["moved"] < 1.01 * found["once"]
 
 
 @pytest.mark.slow
