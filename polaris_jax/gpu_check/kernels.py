@@ -1,4 +1,4 @@
-"""Attention kernels against the portable version, on the device that is there; on a CPU in interpret mode."""
+"""Kernels against the portable version, on the device that is there; on a CPU in interpret mode."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.base import get_config
 from polaris_jax.ops.attention import packed_attention
 from polaris_jax.ops.cudnn import cudnn_attention
 from polaris_jax.ops.paged_attention import Cache, paged_attention
 from polaris_jax.ops.splash import splash_attention
+from polaris_jax.optim.kernel import update_blocks
+from polaris_jax.optim.optimizer import apply_gradients, init_opt_state, make_optimizer
 
 Heads = tuple[int, int, int]  # query heads, kv heads, head width
 PAGE, CHUNK, NEW = 64, 128, 4  # tokens: of a page, of a prefilled chunk, of one decoding call
@@ -62,6 +65,27 @@ def distance(found: tuple, expected: tuple) -> float:
         size = np.linalg.norm(y, axis=-1)
         worst.append(np.max(np.linalg.norm(x - y, axis=-1) / np.maximum(size, np.sqrt(np.mean(size**2)))))
     return float(np.max(worst))  # nan where there is one, unlike `max`
+
+
+def compare_update() -> tuple[bool, dict[str, Any]]:
+    """Whether the kernel of int8 moments makes of a parameter what XLA makes of it, in its second update.
+
+    update_error: the largest difference, relative to the learning rate. update_codes: the share of codes that differ,
+    by one where a number is at the middle between two values.
+    """
+    settings = get_config().optimizer
+    settings.moments, settings.learning_rate, settings.warmup_steps = "int8", 1.0, 0
+    optimizer = make_optimizer(settings, 2)
+    params, first, second = ({"kernel": x} for x in _normal("float32", *[(2, 512, 256)] * 3))
+    params, state, _ = apply_gradients(optimizer, params, first, init_opt_state(optimizer, params, "float32"), True)
+    kernel = partial(update_blocks, interpret=jax.default_backend() == "cpu")
+    update = partial(jax.jit(apply_gradients, static_argnames=("optimizer", "in_kernel")), optimizer)
+    expected, found = (update(params, second, state, True, in_kernel=way)[:2] for way in (None, kernel))
+    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    codes = [np.abs(np.asarray(x, int) - np.asarray(y, int)) for x, y in leaves if x.dtype == jnp.uint8]
+    error = float(jnp.max(jnp.abs(found[0]["kernel"] - expected[0]["kernel"])))
+    values = {"update_error": error, "update_codes": float(np.mean(np.minimum(codes, 1)))}
+    return error < 1e-3 and values["update_codes"] < 1e-3 and bool(np.max(codes) <= 1), values
 
 
 def _training(owner: str, emulated: bool, tokens: int) -> tuple[Callable, Callable, Callable]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from polaris_jax.optim.kernel import suits
+from polaris_jax.optim.moments import Blocks
 
 
 class Told(NamedTuple):
@@ -40,7 +41,8 @@ def piecewise(
     params are cut as they are; its other arrays must become the same with every piece. piece: int32, another in each
     call. in_kernel: `kernel.update_blocks`, which changes the arrays that suit it.
     """
-    if _are_small(params, most) and in_kernel is None:
+    kept = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Blocks))
+    if _are_small(params, most) and not (in_kernel and any(map(suits, kept))):
         return change(params, grads, state, told, 0)
     is_tree = lambda x: isinstance(x, dict) and x.keys() == params.keys()  # noqa: E731
     leaves, structure = jax.tree.flatten(state, is_leaf=is_tree)

@@ -1,10 +1,12 @@
 """The comparison tells a wrong kernel from a right one."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from polaris_jax.gpu_check import kernels
+from polaris_jax.optim.kernel import update_blocks
 
 HEADS = ((4, 2, 32),)
 
@@ -39,6 +41,18 @@ def test_a_key_too_few_is_noticed(wrong, monkeypatch):
     holds, values = kernels.compare("gpu-prefill", HEADS, 64)
     assert holds != wrong
     assert values["bfloat16_portable_error"] < 0.02
+
+
+@pytest.mark.parametrize("off", [0, 1])
+def test_a_wrong_update_is_noticed(off, monkeypatch):
+    def wrong(change, grads, kept, scalars, *, interpret):
+        params, *moments = update_blocks(change, grads, kept, scalars, interpret=interpret)
+        return [jax.tree.map(lambda x: x.at[0, 3, 5].add(off * 0.01), params), *moments]
+
+    monkeypatch.setattr(kernels, "update_blocks", wrong)
+    holds, values = kernels.compare_update()
+    assert holds == (off == 0)
+    assert values["update_codes"] < 1e-3
 
 
 def test_distance_is_that_of_the_worst_vector():
