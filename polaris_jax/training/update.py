@@ -243,14 +243,15 @@ def make_apply(
     """
     optimizer, shardings = stage_optimizer(config, total_updates), state_shardings(model, config, mesh)
     platform, moved = mesh.devices.flat[0].platform, moved_moments(model, config, optimizer)
-    way = apply_piece(mesh, platform), apply_kernel(mesh, platform)
+    piece = apply_piece(mesh, platform)
+    kernel = apply_kernel(mesh, platform) if moved is None else None  # XLA reads what is on the host where it lies
 
     def apply(state: TrainState, grads: Any, totals: tuple[dict, dict], count: jax.Array, usable: jax.Array):
         sums, extremes = totals
         usable = usable & jnp.isfinite(sums["loss"])
         opt_state = state.opt_state._replace(inner=offload.fetched(state.opt_state.inner, moved))
         trained, frozen = split(state.params)
-        trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, *way)
+        trained, opt_state, metrics = apply_gradients(optimizer, trained, grads, opt_state, usable, piece, kernel)
         opt_state = opt_state._replace(inner=offload.returned(opt_state.inner, moved))
         metrics |= {name: value / jnp.maximum(sums["tokens"], 1) for name, value in sums.items()}
         metrics |= extremes | {"loss": sums["loss"] / count, "skipped_in_a_row": opt_state.skipped_in_a_row}

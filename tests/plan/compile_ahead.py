@@ -2,8 +2,9 @@
 
 compile_ahead.py functions TOPOLOGY DTYPE   the tiny model's device functions, of four devices or of one
 compile_ahead.py kernels TOPOLOGY       attention, with its gradient, and paged decoding at 4B's heads
-compile_ahead.py apply TOPOLOGY         4B's optimizer with int8 moments on one device: its temporaries, the bytes that
-                                        it moves where it has no loop, and those of all that it reads or writes, once
+compile_ahead.py apply TOPOLOGY [away]  4B's optimizer with int8 moments, or such on the host, on one device: its
+                                        temporaries, the bytes that it moves where it has no loop, and those of all that
+                                        it reads or writes, once
 compile_ahead.py one_device TOPOLOGY   4B's device functions with int8 moments and rows of 16K, of one device
 compile_ahead.py offload TOPOLOGY      4B's update, rows of 16K, with moments and activations on the host and without
 compile_ahead.py reductions TOPOLOGY   dtypes in which a small bfloat16 model's gradients are reduced over four devices
@@ -96,9 +97,10 @@ def one_device(topology):
     return lower_all(model, config, make_mesh(config.mesh, topology_devices(topology)))
 
 
-def apply(topology):
+def apply(topology, away=""):
     """The gradient is read for its norm and again for the update; parameters and moments are read and written."""
-    config = configs.load(CONFIGS / "polaris_4b.py", {"optimizer.moments": "int8", "updates.row_lengths": (1024,)})
+    keys = {"optimizer.moments": "int8", "optimizer.offload": bool(away), "updates.row_lengths": (1024,)}
+    config = configs.load(CONFIGS / "polaris_4b.py", keys)
     model = PRESETS["qwen3-4b"].replace(dtype=config.model.dtype, remat="full")
     mesh = make_mesh({}, topology_devices(topology)[:1])
     with cudnn_of(mesh):

@@ -11,6 +11,7 @@ import pytest
 from polaris_jax.errors import UserError
 from polaris_jax.models.presets import PRESETS
 from polaris_jax.plan.ahead import topology_devices
+from polaris_jax.plan.memory import OFFLOAD_COPIES
 
 ROOT = Path(__file__).parents[2]
 COMPILERS = Path(sys.prefix) / "compilers"
@@ -144,6 +145,11 @@ def test_int8_moments_are_updated_with_little_memory_beside_them(topology, gib):
     assert found["temporary"] < gib * 2**30
     if topology.startswith("h"):  # TPUs do it in loops
         assert found["once"] < found["moved"] < 1.01 * found["once"]
+
+
+def test_int8_moments_pass_through_the_device_from_the_host():
+    tree = 4 * PRESETS["qwen3-4b"].num_parameters
+    assert compiled("apply", "h100:1", "away")["temporary"] < OFFLOAD_COPIES * tree
 
 
 @pytest.mark.slow
