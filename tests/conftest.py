@@ -31,7 +31,7 @@ def compilation_cache(tmp_path_factory, worker_id):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-ACCELERATOR = ("ops", "rollout", "gpu_check", "plan/test_ahead.py")
+ACCELERATOR = ("ops", "rollout", "gpu_check", "optim/test_pieces.py", "plan/test_ahead.py")
 
 
 def pytest_collection_modifyitems(items):
