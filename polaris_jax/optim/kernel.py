@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.sharding import Mesh
 
 from polaris_jax.optim.moments import Blocks, block_axis
 
@@ -51,11 +53,14 @@ def suits(moment: Any) -> bool:
     return cut.columns * (cut.block if cut.width == 1 else 1) >= WIDTH
 
 
-def update_blocks(change: Callable, grad: Any, kept: Any, scalars: Any, *, interpret: bool = False) -> Any:
+def update_blocks(
+    change: Callable, grad: Any, kept: Any, scalars: Any, *, mesh: Mesh | None = None, interpret: bool = False
+) -> Any:
     """`change(grad, kept, scalars)`, the new `kept`, which is written where it lay.
 
     grad, kept: trees of the arrays of one parameter, in kept its moments' `Blocks`, of which `suits`. scalars: a tree
     of arrays of one number. change: elementwise, but for what is largest in each block; it sees [rows, block, columns].
+    mesh: of the device that it is compiled for, where that may be another than those that are there.
     """
     arrays, structure = jax.tree.flatten((grad, kept))
     numbers, scalar_structure = jax.tree.flatten(scalars)
@@ -73,7 +78,7 @@ def update_blocks(change: Callable, grad: Any, kept: Any, scalars: Any, *, inter
         for ref, x in zip(refs[len(views) + len(numbers) :], new, strict=True):
             ref[...] = x
 
-    new = pl.pallas_call(
+    run = pl.pallas_call(
         kernel,
         grid=(cut.count // cut.rows * across,),
         in_specs=[*specs, *(pl.BlockSpec((1,), lambda i: (0,)) for _ in numbers)],
@@ -83,6 +88,8 @@ def update_blocks(change: Callable, grad: Any, kept: Any, scalars: Any, *, inter
         compiler_params=triton.CompilerParams(num_warps=8, num_stages=1),
         interpret=interpret,
         name="update_blocks",
-    )(*views, *(x.reshape(1) for x in numbers))
+    )
+    with nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        new = run(*views, *(x.reshape(1) for x in numbers))
     whole = [x.reshape(y.shape) for x, y in zip(new, arrays[replaced:], strict=True)]
     return jax.tree.unflatten(jax.tree.structure(kept), whole)

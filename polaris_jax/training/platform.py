@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,4 +57,4 @@ def apply_piece(mesh: Mesh | AbstractMesh, platform: str) -> float:
 
 def apply_kernel(mesh: Mesh | AbstractMesh, platform: str) -> Callable | None:
     """What updates parameters with int8 moments; None: XLA, to which a block may lie on several devices."""
-    return update_blocks if platform == "gpu" and mesh.size == 1 else None
+    return partial(update_blocks, mesh=mesh) if platform == "gpu" and mesh.size == 1 else None
